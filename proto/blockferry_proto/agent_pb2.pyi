@@ -1,0 +1,154 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Ticket(_message.Message):
+    __slots__ = ("ticket_id", "transfer_id")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    transfer_id: str
+    def __init__(self, ticket_id: _Optional[str] = ..., transfer_id: _Optional[str] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("version", "protocol", "python_version", "host_name", "uptime_seconds", "active_reads", "resident_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HOST_NAME_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_READS_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    protocol: int
+    python_version: str
+    host_name: str
+    uptime_seconds: int
+    active_reads: int
+    resident_bytes: int
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., python_version: _Optional[str] = ..., host_name: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., active_reads: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+
+class DescribeDiskRequest(_message.Message):
+    __slots__ = ("ticket",)
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    ticket: Ticket
+    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ...) -> None: ...
+
+class DescribeDiskReply(_message.Message):
+    __slots__ = ("size_bytes", "dirty_bitmap")
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BITMAP_FIELD_NUMBER: _ClassVar[int]
+    size_bytes: int
+    dirty_bitmap: bool
+    def __init__(self, size_bytes: _Optional[int] = ..., dirty_bitmap: bool = ...) -> None: ...
+
+class ListExtentsRequest(_message.Message):
+    __slots__ = ("ticket", "start", "length", "incremental")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    INCREMENTAL_FIELD_NUMBER: _ClassVar[int]
+    ticket: Ticket
+    start: int
+    length: int
+    incremental: bool
+    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., incremental: bool = ...) -> None: ...
+
+class ListExtentsReply(_message.Message):
+    __slots__ = ("extents",)
+    EXTENTS_FIELD_NUMBER: _ClassVar[int]
+    extents: _containers.RepeatedCompositeFieldContainer[Extent]
+    def __init__(self, extents: _Optional[_Iterable[_Union[Extent, _Mapping]]] = ...) -> None: ...
+
+class Extent(_message.Message):
+    __slots__ = ("start", "length", "dirty", "zero")
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_FIELD_NUMBER: _ClassVar[int]
+    ZERO_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    length: int
+    dirty: bool
+    zero: bool
+    def __init__(self, start: _Optional[int] = ..., length: _Optional[int] = ..., dirty: bool = ..., zero: bool = ...) -> None: ...
+
+class ReadBlocksRequest(_message.Message):
+    __slots__ = ("ticket", "start", "length", "incremental", "window_bytes", "whole_windows", "known")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    INCREMENTAL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    ticket: Ticket
+    start: int
+    length: int
+    incremental: bool
+    window_bytes: int
+    whole_windows: _containers.RepeatedScalarFieldContainer[int]
+    known: _containers.RepeatedCompositeFieldContainer[KnownBlock]
+    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., incremental: bool = ..., window_bytes: _Optional[int] = ..., whole_windows: _Optional[_Iterable[int]] = ..., known: _Optional[_Iterable[_Union[KnownBlock, _Mapping]]] = ...) -> None: ...
+
+class KnownBlock(_message.Message):
+    __slots__ = ("start", "length", "xxh3")
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    XXH3_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    length: int
+    xxh3: bytes
+    def __init__(self, start: _Optional[int] = ..., length: _Optional[int] = ..., xxh3: _Optional[bytes] = ...) -> None: ...
+
+class ReadBlocksReply(_message.Message):
+    __slots__ = ("block", "summary")
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    block: Block
+    summary: Summary
+    def __init__(self, block: _Optional[_Union[Block, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ...) -> None: ...
+
+class Block(_message.Message):
+    __slots__ = ("kind", "start", "length", "xxh3", "data")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Block.Kind]
+        KIND_DATA: _ClassVar[Block.Kind]
+        KIND_ZERO: _ClassVar[Block.Kind]
+        KIND_SAME: _ClassVar[Block.Kind]
+    KIND_UNSPECIFIED: Block.Kind
+    KIND_DATA: Block.Kind
+    KIND_ZERO: Block.Kind
+    KIND_SAME: Block.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    XXH3_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    kind: Block.Kind
+    start: int
+    length: int
+    xxh3: bytes
+    data: bytes
+    def __init__(self, kind: _Optional[_Union[Block.Kind, str]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., xxh3: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Summary(_message.Message):
+    __slots__ = ("blocks", "dirty_bytes", "read_bytes", "moved_bytes")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    dirty_bytes: int
+    read_bytes: int
+    moved_bytes: int
+    def __init__(self, blocks: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ...) -> None: ...
