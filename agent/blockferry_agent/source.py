@@ -7,7 +7,7 @@ A source is a disk at one point in time: an NBD export (`nbd`), a file, or Image
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, Union
+from typing import NamedTuple, Protocol
 
 
 class Extent(NamedTuple):
@@ -52,7 +52,7 @@ class Source(Protocol):
         Raises BitmapMissing when `incremental` is asked for and the source has no dirty bitmap, SourceError.
         """
 
-    def readinto(self, start: int, buffer: Union[bytearray, memoryview]) -> None:
+    def readinto(self, start: int, buffer: bytearray | memoryview) -> None:
         """
         Fill the whole `buffer` with the disk's bytes from `start`. There are no short reads.
 

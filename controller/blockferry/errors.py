@@ -1,5 +1,5 @@
 """
-What can go wrong in the controller: one tree, grown from the agent's root. Each class has the exit code that scripts see.
+What can go wrong in the controller: one tree, grown from the agent's root. Each class has an exit code for scripts.
 
     Error (blockferry_agent.errors)                         exit code
     ├── the agent's branches: TicketNotFound, SourceGone…      7   as TransportError

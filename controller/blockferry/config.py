@@ -1,0 +1,168 @@
+"""
+The configuration: one TOML file, parsed once at the edge into values that travel inward.
+
+Found by `--config`, else the environment's BLOCKFERRY_CONFIG, else /etc/blockferry/config.toml. Secrets are never in it:
+a password stands in a file that the configuration names, or in an environment variable.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from blockferry import errors
+
+DEFAULT_PATH = Path("/etc/blockferry/config.toml")
+PATH_VARIABLE = "BLOCKFERRY_CONFIG"
+ENGINE_PASSWORD_VARIABLE = "BLOCKFERRY_ENGINE_PASSWORD"  # noqa: S105 -- the variable's name, no password
+SSH_PASSWORD_VARIABLE = "BLOCKFERRY_SSH_PASSWORD"  # noqa: S105 -- the variable's name, no password
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file; a key that it does not know is an error."""
+
+
+class Engine(Section):
+    """
+    [engine]: how to reach the oVirt engine.
+
+    url: of its API, https://FQDN/ovirt-engine/api.  username: user@profile.
+    password_file: file with the password alone; without it BLOCKFERRY_ENGINE_PASSWORD is used.
+    ca_file: PEM file with the CA of the engine, which signs the hosts' Image I/O too.
+    timeout: seconds for one request.
+    """
+
+    url: Text
+    username: Text
+    ca_file: Path
+    password_file: Path | None = None
+    timeout: Seconds = 60.0
+
+    def password(self) -> str:
+        """Return the password. Raises ConfigError."""
+        return _secret(self.password_file, ENGINE_PASSWORD_VARIABLE, "engine.password_file")
+
+
+class Repository(Section):
+    """
+    [repository]: where recovery points are kept.
+
+    url: a directory, as a path or a file:// URL.
+    """
+
+    url: Text
+
+
+class Backup(Section):
+    """
+    [backup]: how backups are taken.
+
+    mode: "engine" leaves the choice to the engine (hybrid from cluster level 4.7 on), "live" and "hybrid" insist.
+    transports: the ladder; the first that answers carries a disk.
+    ready_timeout: seconds until the engine must have a backup or a transfer ready.
+    finalize_timeout: seconds until the engine must have ended one (a hybrid backup merges its snapshot then).
+    """
+
+    mode: Literal["engine", "live", "hybrid"] = "engine"
+    transports: Annotated[tuple[Literal["grpc", "imageio"], ...], msgspec.Meta(min_length=1)] = ("grpc", "imageio")
+    ready_timeout: Seconds = 600.0
+    finalize_timeout: Seconds = 3600.0
+
+
+class Agent(Section):
+    """
+    [agent]: how agents are deployed, and where they find things on a host.
+
+    port: TCP port of the agent.  directory: the agent's own directory on the host; nothing else is touched.
+    ssh_user: who logs in, and runs the agent.  ssh_key_file: private key; without it the SSH agent, or the password.
+    ssh_password_file: file with the password alone, else BLOCKFERRY_SSH_PASSWORD.
+    python: the host's Python (3.9 or later); empty means: find it.
+    control_socket, data_socket: Image I/O's local sockets; a leading @ means an abstract socket.
+    nbd_directories: the only directories in which the agent opens NBD sockets.
+    """
+
+    port: Port = 54330
+    directory: Text = "/opt/blockferry-agent"
+    ssh_user: Text = "root"
+    ssh_key_file: Path | None = None
+    ssh_password_file: Path | None = None
+    python: str = ""
+    control_socket: Text = "/run/ovirt-imageio/sock"
+    data_socket: Text = "@/org/ovirt/imageio"
+    nbd_directories: tuple[Text, ...] = ("/run/vdsm/backup", "/run/vdsm/nbd")
+
+    def ssh_password(self) -> str | None:
+        """Return the password for SSH, None when there is none. Raises ConfigError."""
+        if self.ssh_password_file is None and SSH_PASSWORD_VARIABLE not in os.environ:
+            return None
+        return _secret(self.ssh_password_file, SSH_PASSWORD_VARIABLE, "agent.ssh_password_file")
+
+
+class Config(Section):
+    """
+    The whole file.
+
+    state: directory of the controller's own state: its CA and keys, what it knows of agents, journals of running jobs.
+    """
+
+    engine: Engine
+    repository: Repository
+    backup: Backup = Backup()
+    agent: Agent = Agent()
+    state: Path = Path("/var/lib/blockferry")
+
+
+def load(path: Path | None = None) -> Config:
+    """
+    Read the configuration from `path`, or from where it is by default.
+
+    Relative paths in it are taken from its own directory. Raises ConfigError.
+    """
+    path = path or Path(os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise errors.ConfigError(
+            f"There is no configuration at {path}.",
+            f"Write one (see the README), or name it with --config or {PATH_VARIABLE}.",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"The configuration {path} cannot be read: {error}.") from None
+    try:
+        tables = tomllib.loads(text)
+        return msgspec.convert(tables, Config, dec_hook=lambda kind, value: _path(path.parent, kind, value))
+    except tomllib.TOMLDecodeError as error:
+        raise errors.ConfigError(f"The configuration {path} is not valid TOML: {error}.") from None
+    except msgspec.ValidationError as error:
+        raise errors.ConfigError(
+            f"The configuration {path} cannot be used: {error}.", "The README lists every key."
+        ) from None
+
+
+def _path(base: Path, kind: type, value: Any) -> Path:
+    if kind is Path and isinstance(value, str) and value:
+        return base / Path(value).expanduser()
+    raise TypeError("Expected a path")
+
+
+def _secret(file: Path | None, variable: str, key: str) -> str:
+    if file is None:
+        secret = os.environ.get(variable, "")
+        if not secret:
+            raise errors.ConfigError("There is no password.", f"Set {key} in the configuration, or {variable}.")
+        return secret
+    try:
+        secret = file.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"The password file {file} ({key}) cannot be read: {error}.") from None
+    if not secret:
+        raise errors.ConfigError(f"The password file {file} ({key}) is empty.")
+    return secret

@@ -1,0 +1,9 @@
+"""
+How blocks get from the host to the controller.
+
+    grpc      an agent on the host reads over NBD; gRPC over mutual TLS     (`grpc_agent`)
+    imageio   the controller reads over HTTPS from Image I/O, no agent      (`imageio`)
+
+Every transport opens a disk (`disk.Target`) as a `disk.Disk`, whose readings yield the same stream of blocks; the jobs
+never ask which one they got. `ladder` walks the configured transports until one answers.
+"""

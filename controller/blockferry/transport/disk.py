@@ -1,0 +1,80 @@
+"""A disk as a transport opens it: what is given to a transport, and what the jobs get from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from blockferry_agent.blocks import Block, ReadRequest, Summary
+
+
+class Target(NamedTuple):
+    """
+    A disk that the engine offers for reading, through one image transfer.
+
+    host_name, host_address: the host that holds the ticket, as the engine names it.
+    transfer_id: the engine's image transfer.  ticket_id: Image I/O's ticket; a secret, never logged.
+    transfer_url: Image I/O on the host.  proxy_url: Image I/O on the engine, None when there is none.
+    size: bytes of the disk, as the engine says.
+    """
+
+    host_name: str
+    host_address: str
+    transfer_id: str
+    ticket_id: str
+    transfer_url: str
+    proxy_url: str | None
+    size: int
+
+
+class Reading(Protocol):
+    """
+    Blocks of a range of a disk, in disk order. Iterated once, by one thread.
+
+    `close` stops the reading and gives back what it holds, at any moment and from any thread.
+    """
+
+    def __iter__(self) -> Iterator[Block]: ...
+
+    @property
+    def summary(self) -> Summary:
+        """What was covered. Only after the last block."""
+
+    def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    """
+    A disk that is open for reading. Several readings may run at once. Who opened it closes it.
+
+    Errors of the data path are raised as `TransportError` or one of the agent's errors.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+
+    def read(self, request: ReadRequest) -> Reading:
+        """Start to read. The caller closes the reading."""
+
+    def close(self) -> None:
+        """Give back the connection. Never raises."""
+
+
+class Transport(Protocol):
+    """
+    A way to open disks.
+
+    name: as the configuration and the reports name it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, target: Target) -> Disk:
+        """
+        Open a disk, after having seen that it can be read this way.
+
+        Raises AgentUnreachable or another TransportError when this way is not there, and the agent's errors when it is
+        there and refuses the disk.
+        """

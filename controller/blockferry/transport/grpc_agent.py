@@ -1,0 +1,265 @@
+"""The default transport: an agent on the host reads the disk over NBD and sends its blocks over gRPC and mutual TLS."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import grpc
+
+from blockferry import errors
+from blockferry.transport.disk import Reading, Target
+from blockferry_agent import digest, status
+from blockferry_agent import errors as agent_errors
+from blockferry_agent.blocks import MAX_WINDOW, Block, Kind, ReadRequest, Summary
+from blockferry_agent.units import KiB
+from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
+
+# Seconds for a call that answers at once when all is well.
+PROBE_TIMEOUT = 10.0
+
+_KINDS = {
+    agent_pb2.Block.KIND_DATA: Kind.DATA,
+    agent_pb2.Block.KIND_ZERO: Kind.ZERO,
+    agent_pb2.Block.KIND_SAME: Kind.SAME,
+}
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_WINDOW + 64 * KiB),
+    # A host that vanished without a word is noticed within a minute, also when nothing is being sent.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+class Endpoint(NamedTuple):
+    """
+    Where an agent listens.
+
+    address, port: to connect to.  server_name: the name in its certificate.
+    """
+
+    address: str
+    port: int
+    server_name: str
+
+
+class Credentials(NamedTuple):
+    """The controller's side of mutual TLS, PEM: the CA that signed the agents, its own certificate and key."""
+
+    ca: bytes
+    certificate: bytes
+    key: bytes
+
+
+class GrpcTransport:
+    """
+    Reads through agents.
+
+    endpoint_of: finds the agent of a target's host; None when none was deployed there.
+    """
+
+    name = "grpc"
+
+    def __init__(self, credentials: Credentials, endpoint_of: Callable[[Target], Endpoint | None]) -> None:
+        self._credentials = credentials
+        self._endpoint_of = endpoint_of
+
+    def open(self, target: Target) -> AgentDisk:
+        """See `disk.Transport.open`."""
+        endpoint = self._endpoint_of(target)
+        if endpoint is None:
+            raise errors.AgentUnreachable(
+                f"No agent was deployed on host {target.host_name}.", "See `blockferry agent deploy --help`."
+            )
+        agent = Agent(endpoint, self._credentials)
+        try:
+            agent.describe()
+            size = agent.disk_size(target)
+            if size != target.size:
+                raise agent_errors.ProtocolError(
+                    f"The engine says that the disk has {target.size} bytes, the agent on {target.host_name} sees {size}."
+                )
+        except BaseException:
+            agent.close()
+            raise
+        return AgentDisk(agent, target)
+
+
+class Agent:
+    """
+    A connection to one agent, for any number of threads. Who made it closes it.
+
+    Every method raises AgentUnreachable when no agent answers, TransportError when the connection breaks, and the
+    agent's own errors.
+    """
+
+    def __init__(self, endpoint: Endpoint, credentials: Credentials) -> None:
+        self._where = f"the agent at {endpoint.address}:{endpoint.port}"
+        address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+        self._channel = grpc.secure_channel(
+            f"{address}:{endpoint.port}",
+            grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate),
+            options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", endpoint.server_name)],
+        )
+        self._stub = agent_pb2_grpc.AgentStub(self._channel)
+
+    def describe(self) -> agent_pb2.DescribeReply:
+        """Ask who is there. Refuses an agent that speaks another protocol."""
+        with self._border():
+            reply = self._stub.Describe(agent_pb2.DescribeRequest(), timeout=PROBE_TIMEOUT)
+        if reply.protocol != PROTOCOL:
+            raise errors.AgentUnreachable(
+                f"{self._where} speaks protocol {reply.protocol}, this controller {PROTOCOL}.",
+                "Deploy the agent again (blockferry agent deploy).",
+            )
+        return reply
+
+    def disk_size(self, target: Target) -> int:
+        """Return the size in bytes that the agent sees; proves that it can reach the disk."""
+        with self._border():
+            reply = self._stub.DescribeDisk(
+                agent_pb2.DescribeDiskRequest(ticket=_ticket(target)), timeout=3 * PROBE_TIMEOUT
+            )
+        return reply.size_bytes
+
+    def read(self, target: Target, request: ReadRequest) -> AgentReading:
+        """Start a reading."""
+        call = self._stub.ReadBlocks(
+            agent_pb2.ReadBlocksRequest(
+                ticket=_ticket(target),
+                start=request.start,
+                length=request.length,
+                incremental=request.incremental,
+                window_bytes=request.window,
+                whole_windows=sorted(request.whole_windows),
+                known=[
+                    agent_pb2.KnownBlock(start=start, length=length, xxh3=xxh3)
+                    for (start, length), xxh3 in sorted(request.known.items())
+                ],
+            )
+        )
+        return AgentReading(call, request, self._border, self._where)
+
+    def close(self) -> None:
+        """Close the connection; what still runs on it ends with an error."""
+        self._channel.close()
+
+    @contextlib.contextmanager
+    def _border(self) -> Iterator[None]:
+        """Turn gRPC's errors into ours."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise _error(error, self._where) from None
+
+
+class AgentDisk:
+    """A disk behind an agent (`disk.Disk`)."""
+
+    def __init__(self, agent: Agent, target: Target) -> None:
+        self.size = target.size
+        self._agent = agent
+        self._target = target
+
+    def read(self, request: ReadRequest) -> Reading:
+        """See `disk.Disk.read`."""
+        return self._agent.read(self._target, request)
+
+    def close(self) -> None:
+        """See `disk.Disk.close`."""
+        self._agent.close()
+
+
+class AgentReading:
+    """Blocks as they come from an agent (`disk.Reading`), each checked before it is handed on."""
+
+    def __init__(
+        self,
+        call: grpc.CallIterator[agent_pb2.ReadBlocksReply],
+        request: ReadRequest,
+        border: Callable[[], contextlib.AbstractContextManager[None]],
+        where: str,
+    ) -> None:
+        self._call = call
+        self._request = request
+        self._border = border
+        self._where = where
+        self._summary: Summary | None = None
+
+    def __iter__(self) -> Iterator[Block]:
+        position = self._request.start
+        blocks = moved = 0
+        with self._border():
+            for reply in self._call:
+                if self._summary is not None:
+                    raise self._nonsense("something behind the summary")
+                if reply.WhichOneof("reply") == "summary":
+                    self._summary = _summary(reply.summary)
+                    continue
+                block = self._checked(reply.block, position)
+                position = block.end
+                blocks += 1
+                moved += len(block.data)
+                yield block
+        if self._summary is None:
+            raise errors.TransportError(f"The stream of {self._where} ended early.", "Run the backup again.")
+        if (self._summary.blocks, self._summary.moved) != (blocks, moved):
+            raise self._nonsense("another number of blocks than it counted")
+
+    @property
+    def summary(self) -> Summary:
+        """See `disk.Reading.summary`."""
+        assert self._summary is not None, "asked before the last block"
+        return self._summary
+
+    def close(self) -> None:
+        """See `disk.Reading.close`."""
+        self._call.cancel()
+
+    def _checked(self, message: agent_pb2.Block, position: int) -> Block:
+        """Return the block that `message` holds. Raises ProtocolError unless it fits the request and its digest."""
+        request = self._request
+        kind = _KINDS.get(message.kind)
+        block = Block(message.start, message.length, kind or Kind.DATA, message.xxh3, message.data)
+        if kind is None or block.length == 0 or block.start < position or block.end > request.start + request.length:
+            raise self._nonsense("a block out of place")
+        if kind is not Kind.ZERO and block.start // request.window != (block.end - 1) // request.window:
+            raise self._nonsense("a block across a window")
+        if kind is Kind.SAME and (block.start, block.length) not in request.known:
+            raise self._nonsense("a block that it was not told of")
+        if kind is Kind.DATA and (len(block.data) != block.length or digest.xxh3(block.data) != block.digest):
+            raise self._nonsense("a block whose digest is wrong")
+        return block
+
+    def _nonsense(self, what: str) -> agent_errors.ProtocolError:
+        return agent_errors.ProtocolError(
+            f"{self._where} sent {what} (at byte {self._request.start} and after).",
+            "Nothing of it was kept. Run the backup again; if it stays, deploy the agent again.",
+        )
+
+
+def _ticket(target: Target) -> agent_pb2.Ticket:
+    return agent_pb2.Ticket(ticket_id=target.ticket_id, transfer_id=target.transfer_id)
+
+
+def _summary(message: agent_pb2.Summary) -> Summary:
+    return Summary(message.blocks, message.dirty_bytes, message.read_bytes, message.moved_bytes)
+
+
+def _error(error: grpc.RpcError, where: str) -> agent_errors.Error:
+    """Return our error for gRPC's: the agent's own by its status code, else what became of the connection."""
+    assert isinstance(error, grpc.Call)
+    code, details = error.code(), error.details() or ""
+    own = status.error_from(code.value[0], details, dict(error.trailing_metadata() or ()))
+    if own is not None:
+        return own
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return errors.AgentUnreachable(
+            f"{where[0].upper()}{where[1:]} does not answer ({details}).", "See `blockferry agent status`."
+        )
+    return errors.TransportError(
+        f"{where[0].upper()}{where[1:]} failed: {code.name} {details}.", "See the agent's log on the host."
+    )
