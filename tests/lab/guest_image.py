@@ -1,0 +1,113 @@
+"""
+The guest's kernel and initramfs: Debian's cloud kernel, busybox and qemu-guest-agent, nothing else.
+
+It lives in memory and mounts the VM's disks, so it boots in seconds without KVM and every byte of the disks is the
+test's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests.lab import cache, debian, processes
+
+# Copied to the guest's root as they are: init, and what it runs.
+ROOTFS = Path(__file__).parent / "rootfs"
+
+# Those that Debian does not build into its kernel.
+MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "button", "evdev")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestImage:
+    """What QEMU boots directly.  Both are readable by everybody."""
+
+    kernel: Path
+    initramfs: Path
+
+    @classmethod
+    def build(cls) -> GuestImage:
+        """Return the cached image; the first time this takes some ten seconds and the network."""
+        files = sorted(path for path in ROOTFS.rglob("*") if path.is_file())
+        inputs = [Path(__file__).read_bytes(), *(path.read_bytes() for path in files)]
+        return cls._in(cache.entry("guest", inputs, _build))
+
+    def copy_to(self, directory: Path) -> GuestImage:
+        """Copy it to where QEMU's user may read."""
+        copy = self._in(directory)
+        shutil.copyfile(self.kernel, copy.kernel)
+        shutil.copyfile(self.initramfs, copy.initramfs)
+        return copy
+
+    @classmethod
+    def _in(cls, directory: Path) -> GuestImage:
+        return cls(directory / "vmlinuz", directory / "initramfs")
+
+
+def _build(directory: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="bf-guest-") as name:
+        work = Path(name)
+        kernel, agent, root = work / "kernel", work / "agent", work / "root"
+        debian.unpack(debian.cloud_kernel(), kernel)
+        debian.unpack("qemu-guest-agent", agent)
+        shutil.copytree(ROOTFS, root)
+        _add_busybox(root)
+        _add_agent(root, agent / "usr/sbin/qemu-ga")
+        _add_modules(root, kernel)
+        (vmlinuz,) = kernel.glob("boot/vmlinuz-*")
+        shutil.copyfile(vmlinuz, directory / "vmlinuz")
+        _pack(root, directory / "initramfs")
+
+
+def _add_busybox(root: Path) -> None:
+    (root / "bin").mkdir()
+    shutil.copy("/usr/bin/busybox", root / "bin/busybox")
+    for applet in processes.run("busybox", "--list").split():
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+
+
+def _add_agent(root: Path, agent: Path) -> None:
+    """qemu-ga and the libraries that it needs, which QEMU's own packages have brought to this machine."""
+    shutil.copy(agent, root / "bin/qemu-ga")
+    for library in re.findall(r"(/\S+) \(0x", processes.run("ldd", agent)):
+        target = root / library.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, target)
+
+
+def _add_modules(root: Path, kernel: Path) -> None:
+    """The modules and what they depend on, and a list in the order in which to insert them."""
+    (tree,) = kernel.glob("lib/modules/*")
+    processes.run("depmod", "--basedir", kernel, tree.name)
+    directory = root / "lib/modules"
+    directory.mkdir(parents=True)
+    names: list[str] = []
+    for module in MODULES:
+        command = ("modprobe", "--dirname", kernel, "--set-version", tree.name)
+        for line in processes.run(*command, "--show-depends", module).splitlines():
+            # "insmod PATH", or "builtin NAME" for what the kernel has anyway.
+            verb, path = line.split()[:2]
+            if verb == "insmod" and Path(path).name not in names:
+                shutil.copy(path, directory)
+                names.append(Path(path).name)
+    (root / "etc/modules").write_text("\n".join(names) + "\n")
+
+
+def _pack(root: Path, initramfs: Path) -> None:
+    """Not compressed: an emulated CPU would spend longer unpacking it than QEMU spends loading it."""
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+    listing = "\n".join(names).encode()
+    with initramfs.open("wb") as archive:
+        processes.run(
+            *("cpio", "--create", "--format=newc", "--owner=0:0", "--quiet"),
+            input=listing,
+            cwd=root,
+            stdout=archive,
+        )
+    os.chmod(initramfs, 0o644)
