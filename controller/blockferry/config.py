@@ -1,8 +1,8 @@
 """
 The configuration: one TOML file, parsed once at the edge into values that travel inward.
 
-Found by `--config`, else the environment's BLOCKFERRY_CONFIG, else /etc/blockferry/config.toml. Secrets are never in it:
-a password stands in a file that the configuration names, or in an environment variable.
+Found by `--config`, else the environment's BLOCKFERRY_CONFIG, else /etc/blockferry/config.toml. Secrets are never in
+it: a password stands in a file that the configuration names, or in an environment variable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
 The ladder: the transports in the order of the configuration, of which the first that answers carries the disk.
 
-An error of the disk itself (its server is gone, the storage fails) ends the climb: no other transport would read what is
-not there.
+An error of the disk itself (its server is gone, the storage fails) ends the climb: no other transport would read what
+is not there.
 """
 
 from __future__ import annotations
