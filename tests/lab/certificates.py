@@ -24,9 +24,7 @@ class Authority:
 
     def issue(self, name: str, *identities: str) -> Certificate:
         """Issue a server certificate for host names and IP addresses."""
-        return Certificate(
-            self._directory, name, self._ca.issue_cert(*identities, common_name=identities[0])
-        )
+        return Certificate(self._directory, name, self._ca.issue_cert(*identities, common_name=identities[0]))
 
 
 class Certificate:

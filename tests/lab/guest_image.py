@@ -8,7 +8,6 @@ test's own.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 import tempfile
@@ -110,4 +109,4 @@ def _pack(root: Path, initramfs: Path) -> None:
             cwd=root,
             stdout=archive,
         )
-    os.chmod(initramfs, 0o644)
+    initramfs.chmod(0o644)

@@ -3,11 +3,198 @@ A whole oVirt in a box: one engine simulator, one host, one certificate authorit
 
     with Lab.up() as lab:
         vm = lab.new_vm("db01")
+        vm.guest.run("echo hello >/mnt/vda/hello")
 
-The lab makes a VM's volumes and defines it on the host, then tells the engine with
-`lab.engine.add_vm(spec: domains.VmSpec)`.  It makes the engine so:
-
-    engine.EngineSimulator(directory: Path, ca: certificates.Authority, hosts=[host], username="admin@internal",
-                           password=str)
-    .start()  .stop()  .url
+When the lab's owner ends, however it ends, nothing of the lab is left (see `reaper`).
 """
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.lab import certificates, processes, reaper, storage
+from tests.lab.domains import Bus, DiskSpec, VmSpec
+from tests.lab.errors import LabError
+from tests.lab.guest import Guest
+from tests.lab.host import Host
+from tests.lab.storage import Format
+
+if TYPE_CHECKING:
+    from tests.lab.engine.server import EngineSimulator
+
+KiB = 1 << 10
+MiB = 1 << 20
+
+# Enough for the kernel, its initramfs and a shell.
+GUEST_MEMORY = 192 * MiB
+
+PROGRAMS = (
+    *("libvirtd", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "nbdcopy", "nbdinfo", "ssh"),
+    *("ssh-keygen", "setpriv", "mke2fs", "busybox", "cpio", "depmod", "mmdebstrap", "dpkg-deb"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewDisk:
+    """
+    A disk of a VM to be made.
+
+    size: bytes, a multiple of 512.  ext4: with a file system on it, which the guest mounts; else empty.
+    """
+
+    size: int
+    format: Format = "qcow2"
+    bus: Bus = "virtio"
+    ext4: bool = True
+
+
+# The second one's size is a multiple of neither the window (1 MiB) nor the bitmap's grain (64 KiB).
+DEFAULT_DISKS = (
+    NewDisk(256 * MiB),
+    NewDisk(128 * MiB + 9 * 64 * KiB + 7 * 512, bus="virtio-scsi"),
+    NewDisk(96 * MiB, format="raw"),
+)
+
+
+class Vm:
+    """
+    A VM of the lab, with its guest.
+
+    spec: as it is now; disk paths follow snapshots.
+    """
+
+    def __init__(self, host: Host, vm_id: str) -> None:
+        self._host = host
+        self.id = vm_id
+        self.guest: Guest = host.guest(vm_id)
+
+    @property
+    def spec(self) -> VmSpec:
+        return self._host.vm(self.id)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def disks(self) -> tuple[DiskSpec, ...]:
+        return self.spec.disks
+
+    def start(self) -> None:
+        """Start it and wait until the guest is up."""
+        self._host.start_vm(self.id)
+        self.guest.wait_until_up()
+
+    def power_off(self) -> None:
+        """Press the power button and wait until the guest has gone down cleanly."""
+        self._host.shutdown_vm(self.id)
+        self.wait_until_down()
+
+    def wait_until_down(self) -> None:
+        processes.wait_for(f"shutdown of VM {self.name}", lambda: self._host.vm_state(self.id) == "down", 30)
+
+
+class Lab:
+    """
+    directory: everything is in it.  ca: the engine's CA, PEM.  username, password: of the engine.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Start everything.  directory: of the reaper's making."""
+        # Imported here because the engine's simulator imports the host's modules beside this one.
+        from tests.lab.engine.server import EngineSimulator
+
+        self.directory = directory
+        self.username = "admin@internal"
+        self.password = secrets.token_urlsafe(12)
+        authority = certificates.Authority(directory)
+        self.ca = authority.pem
+        self.password_file = directory / "password"
+        self.password_file.touch(mode=0o600)
+        self.password_file.write_text(self.password + "\n")
+        self.host = Host(directory / "host", authority, lab=directory)
+        self.engine: EngineSimulator = EngineSimulator(
+            directory / "engine",
+            ca=authority,
+            hosts=[self.host],
+            username=self.username,
+            password=self.password,
+        )
+        self.engine.start()
+
+    @classmethod
+    @contextlib.contextmanager
+    def up(cls, directory: Path | None = None) -> Iterator[Lab]:
+        """
+        Run a lab for the length of a with statement.
+
+        directory: must not exist; its name must be short, because sockets go into it.  Default: a new one in
+        /var/tmp.  Raises LabError when something is missing on this machine.
+        """
+        check_machine()
+        reaper.sweep()
+        keeper = reaper.Reaper(directory)
+        try:
+            lab = cls(keeper.directory)
+            try:
+                yield lab
+            finally:
+                lab.engine.stop()
+                lab.host.stop()
+        finally:
+            keeper.release()
+
+    def new_vm(
+        self,
+        name: str | None = None,
+        disks: Sequence[NewDisk] = DEFAULT_DISKS,
+        *,
+        start: bool = True,
+    ) -> Vm:
+        """Make a VM with its disks, known to the engine; booted when start is true.  name: default, a new one."""
+        vm_id = str(uuid.uuid4())
+        spec = VmSpec(
+            id=vm_id,
+            name=name or f"vm-{vm_id[:8]}",
+            disks=tuple(self._new_disks(disks)),
+            memory=GUEST_MEMORY,
+        )
+        self.host.define_vm(spec)
+        self.engine.add_vm(spec)
+        vm = Vm(self.host, vm_id)
+        if start:
+            vm.start()
+        return vm
+
+    def _new_disks(self, disks: Sequence[NewDisk]) -> Iterator[DiskSpec]:
+        letters: dict[Bus, Iterator[str]] = {"virtio": iter("abcdef"), "virtio-scsi": iter("abcdef")}
+        for disk in disks:
+            disk_id = str(uuid.uuid4())
+            path = self.host.volume_path(disk_id, str(uuid.uuid4()))
+            if disk.ext4:
+                storage.create_ext4(path, disk.format, disk.size)
+            else:
+                storage.create(path, disk.format, disk.size)
+            prefix = "vd" if disk.bus == "virtio" else "sd"
+            yield DiskSpec(
+                id=disk_id,
+                target=prefix + next(letters[disk.bus]),
+                bus=disk.bus,
+                format=disk.format,
+                path=path,
+                size=disk.size,
+            )
+
+
+def check_machine() -> None:
+    """Raises LabError when this machine cannot run a lab."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing:
+        raise LabError(f"The lab cannot run here, programs are missing: {', '.join(missing)}; run `sh tests/setup`")
