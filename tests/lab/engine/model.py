@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import enum
 from pathlib import Path
+from typing import Literal
 
 from tests.lab.host import Host
 from tests.lab.storage import Format
@@ -216,7 +217,7 @@ class BackupDisk:
     """
 
     disk_id: str
-    mode: str
+    mode: Literal["full", "incremental"]
     url: str | None = None
     volume: Volume | None = None
 

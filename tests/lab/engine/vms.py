@@ -226,7 +226,6 @@ def _disk_spec(disk: model.Disk, interface: str, taken: set[str]) -> domains.Dis
     taken.add(target)
     return domains.DiskSpec(
         id=disk.id,
-        volume_id=disk.active.id,
         target=target,
         bus="virtio" if interface == "virtio" else "virtio-scsi",
         format=disk.active.qemu_format,

@@ -31,9 +31,7 @@ class Cold(Mode):
             for disk_id in checkpoint.disk_ids:
                 self.vm.host.add_bitmap(self.db.disks[disk_id].active.path, checkpoint.id)
         self.enter(BackupPhase.WAITING_FOR_BITMAPS)
-        self.enter(BackupPhase.READY)
-        with self.db.changed:
-            self.backup.to_checkpoint_id = checkpoint.id if checkpoint else None
+        self.enter(BackupPhase.READY, to_checkpoint_id=checkpoint.id if checkpoint else None)
 
     def stop(self) -> None:
         """Nothing runs on the host: transfers have stopped their NBD servers themselves."""

@@ -41,12 +41,9 @@ class Hybrid(Mode):
         self._snapshot_event(68)
         # Raw disks are members too, for now: their active layer is qcow2.
         self.add_checkpoint(list(self.backup.disks))
-        self.enter(BackupPhase.READY)
-        with self.db.changed:
-            self.backup.snapshot_id = snapshot.id
-            self.backup.to_checkpoint_id = self.checkpoint_id
-            for disk in self.backup.disks.values():
-                disk.volume = snapshot.volumes[disk.disk_id]
+        for disk in self.backup.disks.values():
+            disk.volume = snapshot.volumes[disk.disk_id]
+        self.enter(BackupPhase.READY, to_checkpoint_id=self.checkpoint_id, snapshot_id=snapshot.id)
 
     def stop(self) -> None:
         """A merge that fails leaves the snapshot behind; the backup has succeeded all the same (since 4.5.1)."""

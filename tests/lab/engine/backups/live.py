@@ -53,12 +53,10 @@ class Live(Mode):
             raise
         self.event(10805)
         self.enter(BackupPhase.STARTING)
-        urls, checkpoint_id = self._begin()
-        self.enter(BackupPhase.READY)
-        with self.db.changed:
-            self.backup.to_checkpoint_id = checkpoint_id
-            for disk_id, url in urls.items():
-                self.backup.disks[disk_id].url = url
+        checkpoint = self.db.checkpoints.get(self.checkpoint_id)
+        for disk_id, url in self._begin(checkpoint).items():
+            self.backup.disks[disk_id].url = url
+        self.enter(BackupPhase.READY, to_checkpoint_id=checkpoint.id if checkpoint else None)
 
     def stop(self) -> None:
         self.vm.host.stop_backup(self.vm.id, self.backup.id)
@@ -72,10 +70,10 @@ class Live(Mode):
         self._remove_scratch_disks()
         self.checkpoints.drop(self.checkpoint_id)
 
-    def _begin(self) -> tuple[dict[str, str], str | None]:
+    def _begin(self, checkpoint: model.Checkpoint | None) -> dict[str, str]:
+        """Begin the backup on the host. Returns the NBD URL of each disk."""
         if self.context.faults.fails("start"):
             raise HostError("internal error: unable to execute QEMU command 'transaction'", BACKUP_ERROR)
-        checkpoint = self.db.checkpoints.get(self.checkpoint_id)
         members = checkpoint.disk_ids if checkpoint else []
         urls = self.vm.host.start_backup(
             self.vm.id,
@@ -94,7 +92,7 @@ class Live(Mode):
             require_consistency=self.backup.require_consistency,
         )
         self._begun = True
-        return urls, checkpoint.id if checkpoint else None
+        return urls
 
     def _create_scratch_disks(self) -> None:
         for disk in self.disks():

@@ -63,13 +63,19 @@ class Mode(abc.ABC):
     def event(self, code: int, **values: str) -> None:
         self.context.events.add(code, self.vm, self.backup.correlation_id, backup=self.backup.id, **values)
 
-    def enter(self, phase: BackupPhase) -> None:
-        """Enter a phase a moment later, unless a fault holds it back. Raises Aborted."""
+    def enter(self, phase: BackupPhase, **fields: str | None) -> None:
+        """
+        Enter a phase a moment later, unless a fault holds it back. Raises Aborted.
+
+        fields: what the backup shows from that moment on.
+        """
         self.context.workers.pause(self.context.settings.phase_delay)
         self.context.workers.wait(lambda: self._aborted() or not self.context.faults.holds(phase.shown))
         with self.db.changed:
             if self._aborted():
                 raise Aborted
+            for name, value in fields.items():
+                setattr(self.backup, name, value)
             self.set_phase(phase)
 
     def set_phase(self, phase: BackupPhase) -> None:

@@ -1,0 +1,3 @@
+"""
+The REST API: which address does what, and how entities look as XML.
+"""
