@@ -27,7 +27,7 @@ from tests.lab.host import Host
 from tests.lab.storage import Format
 
 if TYPE_CHECKING:
-    from tests.lab.engine.server import EngineSimulator
+    from tests.lab.engine import EngineSimulator
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -109,7 +109,7 @@ class Lab:
     def __init__(self, directory: Path) -> None:
         """Start everything.  directory: of the reaper's making."""
         # Imported here because the engine's simulator imports the host's modules beside this one.
-        from tests.lab.engine.server import EngineSimulator
+        from tests.lab.engine import EngineSimulator
 
         self.directory = directory
         self.username = "admin@internal"
