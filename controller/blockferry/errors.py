@@ -18,6 +18,7 @@ What can go wrong in the controller: one tree, grown from the agent's root. Each
     │   └── Damaged              stored data is not what it was 9
     ├── DeployError          the host or the way to it failed  10
     │   └── HostKeyMismatch      do not trust that host        10
+    ├── RestoreError         the place to restore to failed    11
     └── Interrupted          stopped by a signal               130
 
 Foreign exceptions become ours at one border each: `engine.connection`, `transport`, `repository.store`, `deploy.ssh`.
@@ -87,6 +88,10 @@ class HostKeyMismatch(DeployError):
     """The host's SSH key is not the one that is pinned: do not trust that host."""
 
 
+class RestoreError(Error):
+    """What is restored cannot be written where it should go."""
+
+
 class Interrupted(Error):
     """A signal asked to stop."""
 
@@ -108,6 +113,7 @@ EXIT_CODES: tuple[tuple[type[Error], int], ...] = (
     (Damaged, 9),
     (RepositoryError, 8),
     (DeployError, 10),
+    (RestoreError, 11),
     (Interrupted, 130),
 )
 

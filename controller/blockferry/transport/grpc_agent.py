@@ -80,7 +80,8 @@ class GrpcTransport:
             size = agent.disk_size(target)
             if size != target.size:
                 raise agent_errors.ProtocolError(
-                    f"The engine says that the disk has {target.size} bytes, the agent on {target.host_name} sees {size}."
+                    f"The engine says that the disk has {target.size} bytes, "
+                    f"the agent on {target.host_name} sees {size}."
                 )
         except BaseException:
             agent.close()

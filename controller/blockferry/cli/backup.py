@@ -1,0 +1,51 @@
+"""`blockferry backup`."""
+
+from __future__ import annotations
+
+import click
+
+from blockferry.cli import output
+from blockferry.cli.settings import Settings, common_options
+from blockferry.jobs import backup as job
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--full", is_flag=True, help="Read the whole disks. What the repository has already is not moved again.")
+@click.option(
+    "--mode",
+    type=click.Choice(["engine", "live", "hybrid"]),
+    help="Kind of the engine's backup. Default: backup.mode of the configuration.",
+)
+@click.option(
+    "--transport",
+    "transports",
+    multiple=True,
+    type=click.Choice(["grpc", "imageio"]),
+    help="Use this transport; repeat for a ladder. Default: backup.transports of the configuration.",
+)
+@click.option("--disk", "disks", multiple=True, metavar="DISK", help="Take only this disk (id or alias); repeatable.")
+@common_options
+def backup(
+    settings: Settings, vm: str, full: bool, mode: str | None, transports: tuple[str, ...], disks: tuple[str, ...]
+) -> None:
+    """
+    Take a recovery point of VM (name or id).
+
+    Moves what changed since the newest recovery point whose checkpoint the engine still has; without one, everything
+    that the repository does not have. The point is complete by itself either way.
+    """
+    site = settings.site()
+    options = job.Options(
+        mode=mode or site.config.backup.mode,
+        transports=transports or site.config.backup.transports,
+        full=full,
+        disks=disks,
+    )
+    with settings.progress() as progress:
+        point = job.run(site, vm, options, progress)
+    if settings.machine:
+        output.as_json(point)
+    else:
+        click.echo(f"Recovery point {point.id} of VM {point.vm.name} is complete.")
+        output.disks(point)

@@ -1,0 +1,88 @@
+"""
+The program: its top-level options, its signals, and the one place where an error becomes a sentence and an exit code.
+
+Exit codes: 0 done; 1 a defect of Blockferry (a report with the traceback is asked for); 2 the command line is wrong;
+others as `blockferry.errors` lists them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from blockferry import __version__, errors
+from blockferry.cli import agent, backup, output, points, repository
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""
+    \b
+    Exit codes: 0 done, 1 defect, 2 command line, 3 configuration, 4 engine, 5 no such thing, 6 something else runs,
+    7 data path, 8 repository, 9 damaged data, 10 deploying, 11 restore target, 130 interrupted.
+    """,
+)
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Configuration file. Default: $BLOCKFERRY_CONFIG, else /etc/blockferry/config.toml.",
+)
+@click.version_option(__version__, message="blockferry %(version)s")
+def program(config: Path | None) -> None:
+    """
+    Back up oVirt VMs by changed blocks, and restore them.
+
+    Deploy the agent to your hosts once (`agent deploy`), then run `backup VM` as often as you like: every recovery point
+    is complete by itself. `list` shows them, `restore` brings their disks back, `verify` reads them to prove that
+    they can be.
+    """
+    # The commands find `config` in the context (`settings.common_options`).
+
+
+program.add_command(agent.agent)
+program.add_command(repository.repository)
+program.add_command(backup.backup)
+program.add_command(points.list_points)
+program.add_command(points.show)
+program.add_command(points.restore)
+program.add_command(points.verify)
+
+
+def main() -> NoReturn:
+    """Run the program and exit."""
+    logging.basicConfig(level=os.environ.get("BLOCKFERRY_LOG", "CRITICAL"), stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    machine = "--json" in sys.argv[1:]
+    try:
+        program.main(prog_name="blockferry", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        stopped = errors.Interrupted("Stopped by a signal.", "Nothing was committed; run it again when you like.")
+        output.error(stopped, machine)
+        return errors.exit_code(stopped)
+    except errors.Error as error:
+        output.error(error, machine)
+        return errors.exit_code(error)
+    except BrokenPipeError:
+        # Who read our output went away (`blockferry list | head`).
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- lives until the process ends, a moment from now
+        return 0
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

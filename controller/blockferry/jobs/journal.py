@@ -1,0 +1,102 @@
+"""
+What a running backup has open in the engine, written down before anything else happens.
+
+One file per VM in the state directory, locked while the backup runs. A controller that is killed leaves its file behind
+with the lock gone: the next backup of that VM finds in it what to finalize. The engine cannot tell: it never says which
+transfer belongs to which backup (ovirt-facts, 2.7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from blockferry import errors
+
+
+class OpenBackup(msgspec.Struct):
+    """The engine's ids of a backup that was not seen to end, and of its image transfers."""
+
+    backup_id: str
+    transfer_ids: list[str] = []
+
+
+class Journal:
+    """The open journal of one VM. Its methods may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self.left_open = _read(path)
+        """What an earlier run left open; None when it ended well."""
+        self._current: OpenBackup | None = None
+
+    def backup_started(self, backup_id: str) -> None:
+        """Write down a backup, before its answer is waited for."""
+        with self._lock:
+            self._current = OpenBackup(backup_id)
+            self._write()
+
+    def transfer_started(self, transfer_id: str) -> None:
+        """Write down a transfer of the current backup."""
+        with self._lock:
+            assert self._current is not None
+            self._current.transfer_ids.append(transfer_id)
+            self._write()
+
+    def ended(self) -> None:
+        """Strike out what was written down: all of it was seen to end."""
+        with self._lock:
+            self._current = None
+            self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(self._current))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+
+
+@contextlib.contextmanager
+def opened(state: Path, vm_id: str) -> Iterator[Journal]:
+    """
+    Open the journal of a VM, alone on this machine until the block ends.
+
+    Raises Conflict when another process has it, ConfigError when the state directory cannot be written.
+    """
+    directory = state / "running"
+    name = str(uuid.UUID(vm_id))
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (directory / f"{name}.lock").open("w")
+    except OSError as error:
+        raise errors.ConfigError(
+            f"The state directory {state} cannot be written: {error}.", "Set state in the configuration."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.Conflict(
+                f"Another backup of VM {vm_id} runs on this machine.", "Wait until it has ended."
+            ) from None
+        yield Journal(directory / f"{name}.json")
+
+
+def _read(path: Path) -> OpenBackup | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=OpenBackup | None)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError:
+        # Written whole or not at all, so this is not ours to understand; the engine will say whether a backup is open.
+        return None
