@@ -189,7 +189,7 @@ def test_controllers_that_start_at_once_share_one_authority(tmp_path: Path) -> N
 
 def test_lost_key_is_an_error_not_a_new_authority(authority: pki.Authority, tmp_path: Path) -> None:
     (tmp_path / "state" / "pki" / "ca.key").unlink()
-    with pytest.raises(errors.DeployError, match="cannot be used.*ca.key"):
+    with pytest.raises(errors.DeployError, match=r"cannot be used.*ca\.key"):
         pki.Authority.open(tmp_path / "state")
 
 
