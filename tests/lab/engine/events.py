@@ -94,11 +94,7 @@ class Events:
             )
             self._db.changed.notify_all()
 
-    def codes(self, correlation_id: str | None = None) -> list[int]:
-        """Codes in the order of time; for tests."""
+    def codes(self, vm_id: str) -> list[int]:
+        """Codes of a VM's events in the order of time; for tests."""
         with self._db.changed:
-            return [
-                event.code
-                for event in self._db.events
-                if correlation_id is None or event.correlation_id == correlation_id
-            ]
+            return [event.code for event in self._db.events if event.vm_id == vm_id]

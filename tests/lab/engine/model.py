@@ -12,6 +12,7 @@ import enum
 from pathlib import Path
 from typing import Literal
 
+from tests.lab.errors import HostError
 from tests.lab.host import Host
 from tests.lab.storage import Format
 
@@ -138,7 +139,13 @@ class Vm:
 
     @property
     def status(self) -> str:
-        return self.transition or self.host.vm_state(self.id)
+        """A VM that its host does not know does not run."""
+        if self.transition:
+            return self.transition
+        try:
+            return self.host.vm_state(self.id)
+        except HostError:
+            return "down"
 
 
 @dataclasses.dataclass

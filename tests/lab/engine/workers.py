@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tests.lab.engine import model
 from tests.lab.engine.database import Database, new_id
+from tests.lab.errors import HostError
 
 
 class Stopped(Exception):
@@ -24,7 +25,7 @@ class Workers:
         self._stopping = False
 
     def start(self, description: str, command: Callable[[], None], correlation_id: str | None = None) -> model.Job:
-        """Run a command in its own thread."""
+        """Run a command in its own thread. A HostError that the command lets through makes the job fail, no more."""
         job = model.Job(id=new_id(), description=description, correlation_id=correlation_id)
         thread = threading.Thread(target=self._run, args=(job, command), name=description, daemon=True)
         with self._db.changed:
@@ -62,7 +63,7 @@ class Workers:
     def _run(self, job: model.Job, command: Callable[[], None]) -> None:
         try:
             command()
-        except Stopped:
+        except (Stopped, HostError):
             self._end(job, "failed")
         except Exception:
             # A bug of the simulator: a test sees a phase that never comes, and this says why.
