@@ -7,8 +7,16 @@ stream of them.
 
 from __future__ import annotations
 
+import bisect
 import enum
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+from blockferry_agent.source import Extent
+from blockferry_agent.units import KiB, MiB
+
+MIN_WINDOW = 256 * KiB
+MAX_WINDOW = 8 * MiB
 
 
 class Kind(enum.Enum):
@@ -77,5 +85,70 @@ class ReadRequest(NamedTuple):
     known: dict[tuple[int, int], bytes] = {}  # noqa: RUF012 -- read only
 
 
-MIN_WINDOW = 256 * 1024
-MAX_WINDOW = 8 * 1024 * 1024
+class Range(NamedTuple):
+    """
+    A block before it is read.
+
+    start, length: bytes.  zero: the source says that it reads as zeros, so nobody need read it.
+    """
+
+    start: int
+    length: int
+    zero: bool
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind the range."""
+        return self.start + self.length
+
+
+def ranges(extents: Iterable[Extent], request: ReadRequest) -> Iterator[Range]:
+    """
+    Generate the ranges of the dirty extents, in disk order: data cut at windows, zeros in one piece.
+
+        extents:  | clean |dirty|  clean  | dirty data  | dirty zero  |clean|di|clea|
+        windows:  |          |          |          |          |          |          |  the last one: whole
+        ranges:           |da|ta|         |  data  |data|    zero     |  |   data   |
+
+    Dirty neighbours inside one window are one range. A window of `whole_windows` is one range of data as soon as any part
+    of it is dirty, zeros and clean parts included, but nothing outside the request is ever read.
+
+    extents: of the request's range, in disk order.  Holds one range, whatever the number of extents.
+    """
+    last: Range | None = None
+    for piece in _pieces(extents, request):
+        if last is None:
+            last = piece
+        elif piece.start < last.end:
+            continue  # another dirty part of a whole window
+        elif piece.start == last.end and piece.zero == last.zero and (piece.zero or piece.start % request.window):
+            last = last._replace(length=last.length + piece.length)
+        else:
+            yield last
+            last = piece
+    if last is not None:
+        yield last
+
+
+def _pieces(extents: Iterable[Extent], request: ReadRequest) -> Iterator[Range]:
+    """Generate dirty extents cut at windows, the whole windows once for each part of them."""
+    window = request.window
+    request_end = request.start + request.length
+    whole_windows = sorted(request.whole_windows)
+    for extent in extents:
+        start = extent.start
+        while extent.dirty and start < extent.end:
+            window_start = start - start % window
+            if window_start in request.whole_windows:
+                first = max(window_start, request.start)
+                end = min(window_start + window, request_end)
+                yield Range(first, end - first, False)
+            elif extent.zero:
+                # Zeros go on to the next window that is read whole, if there is one in their way.
+                following = bisect.bisect_left(whole_windows, start)
+                end = min([extent.end, *whole_windows[following : following + 1]])
+                yield Range(start, end - start, True)
+            else:
+                end = min(window_start + window, extent.end)
+                yield Range(start, end - start, False)
+            start = end

@@ -1,0 +1,220 @@
+"""
+The block reader: from extents to blocks, read by several connections, handed out in disk order.
+
+    source ─▶ extents ─▶ ranges ─┬─▶ worker: read, hash ─┬─▶ blocks in disk order
+                                 ├─▶ worker: read, hash ─┤
+                                 └─▶ worker: read, hash ─┘
+
+Workers are threads that share the iterator of ranges; each has its own connection and buffer. None takes a range while too
+many blocks wait for the receiver, so a few windows are in memory, however large the disk and however slow the receiver.
+The first error stops everyone and is the one raised.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Callable
+
+from blockferry_agent import blocks, digest, errors
+from blockferry_agent.blocks import Block, Kind, Range, ReadRequest, Summary
+from blockferry_agent.source import Extent, Source
+from blockferry_agent.units import MiB
+
+MAX_AHEAD = 16 * MiB
+"""Bytes of blocks between the disk and the receiver, when windows are large; there are never fewer than two blocks."""
+
+
+def read(open_source: Callable[[], Source], request: ReadRequest, workers: int) -> Reading:
+    """
+    Return a reading, which starts when it is iterated.
+
+    open_source: connects to the disk; called by several threads: once for the extents, and at most once for each worker.
+    workers: threads that read, 1 or more.
+    """
+    return Reading(open_source, request, workers)
+
+
+class Reading:
+    """
+    Blocks of a range of a disk, in disk order. Iterated once, by one thread.
+
+    Iterating raises the first error of the source. When the iterator ends, raises or is dropped, the workers have stopped
+    and their connections are closed.
+    """
+
+    def __init__(self, open_source: Callable[[], Source], request: ReadRequest, workers: int) -> None:
+        self._open_source = open_source
+        self._request = request
+        self._workers = workers
+        self._dirty = 0
+        self._summary: Summary | None = None
+
+        self._taking = threading.Lock()  # held by the worker that takes the next range
+        self._ranges = self._open_ranges()
+
+        self._changed = threading.Condition()  # guards all below
+        self._threads: list[threading.Thread] = []
+        self._running = 0
+        self._max_taken = max(2, min(workers + 2, MAX_AHEAD // request.window))
+        self._taken = 0
+        self._handed_out = 0
+        self._ready: dict[int, Block] = {}
+        self._read = 0
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[Block]:
+        moved = 0
+        try:
+            self._start()
+            while True:
+                block = self._next()
+                if block is None:
+                    break
+                moved += len(block.data)
+                yield block
+            self._summary = Summary(self._handed_out, self._dirty, self._read, moved)
+        finally:
+            self.close()
+
+    @property
+    def summary(self) -> Summary:
+        """What was covered. Only after the last block."""
+        assert self._summary is not None, "asked before the last block"
+        return self._summary
+
+    def stop(self) -> None:
+        """Make the workers end, and the iteration fail, as soon as the block in hand is read. From any thread."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop, and wait until all connections are closed. From any thread; may be called again."""
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+        with self._taking:
+            self._ranges.close()
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # The receiver's side
+
+    def _start(self) -> None:
+        with self._changed:
+            self._raise_if_ended()
+            self._threads = [
+                threading.Thread(target=self._work, name=f"reader-{number}", daemon=True)
+                for number in range(self._workers)
+            ]
+            for thread in self._threads:
+                thread.start()
+                self._running += 1
+
+    def _next(self) -> Block | None:
+        """Wait for the next block in disk order; None behind the last."""
+        with self._changed:
+            while self._handed_out not in self._ready:
+                self._raise_if_ended()
+                if not self._running:
+                    return None
+                self._changed.wait()
+            self._raise_if_ended()
+            block = self._ready.pop(self._handed_out)
+            self._handed_out += 1
+            self._changed.notify_all()
+            return block
+
+    def _raise_if_ended(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._stopped:
+            raise errors.Error("The reading was stopped before its end.")
+
+    # The workers' side
+
+    def _work(self) -> None:
+        source: Source | None = None
+        buffer = bytearray()
+        try:
+            while True:
+                taken = self._take()
+                if taken is None:
+                    break
+                number, piece = taken
+                if piece.zero:
+                    self._put(number, Block(piece.start, piece.length, Kind.ZERO), read=0)
+                    continue
+                if source is None:
+                    source, buffer = self._open_source(), bytearray(self._request.window)
+                view = memoryview(buffer)[: piece.length]
+                source.readinto(piece.start, view)
+                self._put(number, self._block(piece, view), read=piece.length)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            if source is not None:
+                source.close()
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[int, Range] | None:
+        """Wait until the receiver has kept up, then take the next range and its number; None when all is done."""
+        with self._taking:
+            with self._changed:
+                while self._taken - self._handed_out >= self._max_taken and not self._stopped:
+                    self._changed.wait()
+                if self._stopped:
+                    return None
+            piece = next(self._ranges, None)
+            if piece is None:
+                return None
+            number = self._taken
+            self._taken += 1
+            return number, piece
+
+    def _block(self, piece: Range, view: memoryview) -> Block:
+        """Return the block of what was read."""
+        start, length, _ = piece
+        xxh3 = digest.xxh3(view)
+        if xxh3 == digest.zeros(length):
+            return Block(start, length, Kind.ZERO)
+        if self._request.known.get((start, length)) == xxh3:
+            return Block(start, length, Kind.SAME)
+        return Block(start, length, Kind.DATA, xxh3, bytes(view))
+
+    def _put(self, number: int, block: Block, read: int) -> None:
+        with self._changed:
+            self._ready[number] = block
+            self._read += read
+            self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if self._error is None and not self._stopped:
+                self._error = error
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _open_ranges(self) -> Iterator[Range]:
+        """Generate the ranges to read, over a connection of their own."""
+        request = self._request
+        source = self._open_source()
+        try:
+            extents = source.extents(request.start, request.length, request.incremental)
+            yield from blocks.ranges(self._counted(extents), request)
+        finally:
+            source.close()
+
+    def _counted(self, extents: Iterable[Extent]) -> Iterator[Extent]:
+        for extent in extents:
+            if extent.dirty:
+                self._dirty += extent.length
+            yield extent
