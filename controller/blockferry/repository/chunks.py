@@ -1,0 +1,158 @@
+"""
+Chunks: stored content, named by the BLAKE3 digest of what it is before it is compressed.
+
+A chunk is one object: a header, then its content, compressed when that makes it smaller.
+
+    | magic "BFch" | version 1 | storage 0 plain, 1 zstd | 0, 0 | plain length (u32, little endian) | payload … |
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Literal, NamedTuple
+
+import zstandard
+from blake3 import blake3
+
+from blockferry import errors
+from blockferry.repository import layout
+from blockferry.repository.store import Store
+from blockferry_agent.blocks import MAX_WINDOW
+
+Compression = Literal["zstd", "none"]
+
+_HEADER = struct.Struct("<4sBBHI")
+_MAGIC = b"BFch"
+_VERSION = 1
+_PLAIN, _ZSTD = 0, 1
+
+_LEVEL = 1
+"""Of zstd: higher ones cost more than they save while a VM's scratch file grows."""
+
+_TRUSTED = 64 * 1024
+"""Digests that are remembered, about 8 MiB."""
+
+
+class Stored(NamedTuple):
+    """
+    What became of content that was put.
+
+    digest: BLAKE3, 32 bytes.  length: bytes that were written, 0 when the chunk was there.
+    """
+
+    digest: bytes
+    length: int
+
+
+class Chunks:
+    """
+    The chunks of a store, for the time of one backup, restore or verification.
+
+    A chunk that is there already is read back before a backup relies on it: a power failure may have torn one that a
+    backup had written and not committed. A torn or rotten one is replaced. What was written or read back since this
+    object was made is trusted (the newest 65,536 of it).
+
+    Called by several threads at once.
+    """
+
+    def __init__(self, store: Store, compression: Compression) -> None:
+        self._store = store
+        self._compression = compression
+        self._codec = _Codec()
+        self._lock = threading.Lock()
+        self._trusted: dict[bytes, None] = {}
+
+    def put(self, data: bytes) -> Stored:
+        """
+        Store `data`. It is durable when the batch is committed, not before.
+
+        Raises RepositoryError.
+        """
+        digest = blake3(data).digest()
+        if self._is_trusted(digest):
+            return Stored(digest, 0)
+        length = 0
+        if not self._is_sound(digest, len(data)):
+            encoded = self._encode(data)
+            self._store.put(layout.chunk(digest), encoded)
+            length = len(encoded)
+        self._trust(digest)
+        return Stored(digest, length)
+
+    def get(self, digest: bytes, limit: int = MAX_WINDOW) -> bytes:
+        """
+        Return the content of a chunk, checked.
+
+        limit: bytes that it may have.  Raises Damaged when it is missing, longer, or not what its name says.
+        """
+        try:
+            data = self._decode(self._store.get(layout.chunk(digest), _HEADER.size + limit), limit)
+        except errors.NotFound:
+            raise self.damaged(digest, "it is missing") from None
+        except (ValueError, struct.error, zstandard.ZstdError) as error:
+            raise self.damaged(digest, str(error)) from None
+        if blake3(data).digest() != digest:
+            raise self.damaged(digest, "its content is not what was stored")
+        return data
+
+    def damaged(self, digest: bytes, reason: str) -> errors.Damaged:
+        """Return the error that says what is wrong with a chunk."""
+        return errors.Damaged(
+            f"Chunk {digest.hex()} is damaged: {reason} ({self._store.url}/{layout.chunk(digest)}).",
+            "`blockferry verify` tells which recovery points it hurts.",
+        )
+
+    def _is_sound(self, digest: bytes, length: int) -> bool:
+        try:
+            self.get(digest, limit=length)
+        except errors.RepositoryError:
+            # Missing, torn, or on a bad sector: in each case it should be written.
+            return False
+        return True
+
+    def _encode(self, data: bytes) -> bytes:
+        storage, payload = _PLAIN, data
+        if self._compression == "zstd":
+            compressed = self._codec.compressor.compress(data)
+            if len(compressed) < len(data):
+                storage, payload = _ZSTD, compressed
+        return _HEADER.pack(_MAGIC, _VERSION, storage, 0, len(data)) + payload
+
+    def _decode(self, encoded: bytes, limit: int) -> bytes:
+        """Return the plain content, at most `limit` bytes. Raises ValueError, struct.error or ZstdError."""
+        magic, version, storage, _, length = _HEADER.unpack_from(encoded)
+        payload = memoryview(encoded)[_HEADER.size :]
+        if magic != _MAGIC:
+            raise ValueError("it is not a chunk")
+        if version != _VERSION or storage not in (_PLAIN, _ZSTD):
+            raise ValueError(f"it is of an unknown kind ({version}, {storage})")
+        if length > limit:
+            raise ValueError(f"it says it holds {length} bytes, more than it can")
+        if storage == _PLAIN:
+            data = bytes(payload)
+        else:
+            if zstandard.frame_content_size(payload) != length:
+                raise ValueError("its header and its content differ")
+            data = self._codec.decompressor.decompress(payload, max_output_size=length, allow_extra_data=False)
+        if len(data) != length:
+            raise ValueError(f"it holds {len(data)} of {length} bytes")
+        return data
+
+    def _is_trusted(self, digest: bytes) -> bool:
+        with self._lock:
+            return digest in self._trusted
+
+    def _trust(self, digest: bytes) -> None:
+        with self._lock:
+            self._trusted[digest] = None
+            if len(self._trusted) > _TRUSTED:
+                del self._trusted[next(iter(self._trusted))]
+
+
+class _Codec(threading.local):
+    """zstandard's objects serve one thread each; so every thread that comes here gets its own."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()

@@ -1,0 +1,124 @@
+"""
+The manifest: the small document that commits one recovery point.
+
+Readers accept fields that they do not know, so that a later version may add some; a later `format` they refuse.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from blockferry import errors
+from blockferry.repository import documents
+from blockferry_agent.units import MiB
+
+FORMAT: Final = 1
+MAX_ENCODED = 16 * MiB
+"""Bytes."""
+
+Length = Annotated[int, msgspec.Meta(ge=0)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Mode = Literal["live", "hybrid", "cold"]
+BackupMode = Literal["full", "incremental"]
+
+
+class Vm(msgspec.Struct, frozen=True):
+    """The VM as the engine knew it."""
+
+    id: str
+    name: str
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file beside the manifest. length: bytes.  blake3: digest of its content, in hexadecimal."""
+
+    length: Length
+    blake3: Digest
+
+
+class Bytes(msgspec.Struct, frozen=True):
+    """
+    What a backup cost, in bytes, so that every factor can be seen.
+
+    dirty: the engine said it changed (everything, in a full backup).  read: read on the host.
+    moved: content that went to the controller.  stored: written to the repository, with the index.
+    """
+
+    dirty: Length
+    read: Length
+    moved: Length
+    stored: Length
+
+
+class DiskManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One disk at one point.
+
+    size: bytes.  format: as the engine calls it, "raw" or "cow".  backup_mode: what was read of it.
+    transport: that carried the disk to its end.  transport_reason: why no better one did, None for the first choice.
+    index: root of its index.  seconds: from its first block to its last.
+    """
+
+    id: str
+    alias: str
+    size: Length
+    format: str
+    bootable: bool
+    interface: str
+    backup_mode: BackupMode
+    transport: str
+    transport_reason: str | None
+    index: File
+    bytes: Bytes
+    seconds: float
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One recovery point.
+
+    created: when the backup began (UTC).  mode: which backup the engine made.
+    backup_mode: "incremental" when any of its disks was read incrementally.
+    checkpoint_id: made by this backup, None when the engine makes none (all disks raw).
+    parent_id, parent_checkpoint_id: the point and checkpoint that this one was read against, None in a full backup.
+    guest_frozen: file systems were frozen by the guest agent while the backup began; None when nobody knows.
+    ovf: the VM's configuration; None when there is none, and ovf_missing says why.
+    seconds: from the start of the backup in the engine to the commit.
+    """
+
+    format: Literal[1] = FORMAT
+    id: str
+    vm: Vm
+    created: datetime
+    mode: Mode
+    backup_mode: BackupMode
+    backup_id: str
+    checkpoint_id: str | None
+    parent_id: str | None
+    parent_checkpoint_id: str | None
+    guest_frozen: bool | None
+    ovf: File | None
+    ovf_missing: str | None
+    controller_version: str
+    seconds: float
+    disks: tuple[DiskManifest, ...]
+
+    def disk(self, disk_id: str) -> DiskManifest:
+        """Return one disk of this point. Raises NotFound."""
+        for disk in self.disks:
+            if disk.id == disk_id:
+                return disk
+        raise errors.NotFound(f"Recovery point {self.id} of VM {self.vm.name} has no disk {disk_id}.")
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as it is stored: JSON that a person can read."""
+    return documents.encode(manifest)
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """Return the manifest in `data`. where: for errors. Raises Damaged, or RepositoryError for another format."""
+    return documents.decode(data, Manifest, FORMAT, where)

@@ -1,0 +1,142 @@
+"""The repository: recovery points under one URL."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from blockferry import errors
+from blockferry.repository import draft, layout, manifest, settings, store, verification
+from blockferry.repository.chunks import Chunks, Compression
+from blockferry.repository.draft import Draft
+from blockferry.repository.manifest import Manifest, Vm
+from blockferry.repository.reader import DiskReader, read_file, read_index
+from blockferry.repository.settings import Settings
+from blockferry.repository.store import Store
+from blockferry.repository.verification import Step, Verification
+from blockferry_agent.units import MiB
+
+_log = logging.getLogger(__name__)
+
+
+class Repository:
+    """
+    Made by `init` or `open`. Nothing to close. May be used by several threads, and beside other controllers.
+
+    settings: made once, with the repository.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.settings = settings
+        self._store = store
+
+    @classmethod
+    def init(cls, url: str, window: int = 1 * MiB, compression: Compression = "zstd") -> Repository:
+        """
+        Make a repository at `url`, a path or a file:// URL; the directory is made when it is missing.
+
+        window: bytes, a power of two from 256 KiB to 8 MiB.
+
+        Raises Conflict when there is one, RepositoryError.
+        """
+        place = store.create(url)
+        return cls(place, settings.write(place, window, compression))
+
+    @classmethod
+    def open(cls, url: str) -> Repository:
+        """Open the repository at `url`. Raises RepositoryError when there is none that this version can use."""
+        return cls.on(store.connect(url))
+
+    @classmethod
+    def on(cls, place: Store) -> Repository:
+        """Open the repository that a store holds. Raises RepositoryError when this version can use none there."""
+        return cls(place, settings.read(place))
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+        return self._store.url
+
+    def points(
+        self, vm_id: str | None = None, unreadable: Callable[[errors.Error], None] | None = None
+    ) -> list[Manifest]:
+        """
+        Return all recovery points, or those of one VM, newest first.
+
+        unreadable: told of each one whose manifest cannot be read; without it that is logged.
+
+        Raises RepositoryError when the repository cannot be listed.
+        """
+        report = unreadable or _warn
+        found = []
+        for name in self._store.names(layout.VMS if vm_id is None else layout.vm_folder(vm_id)):
+            ids = layout.point_of(name)
+            if ids is None:
+                continue
+            try:
+                found.append(self.point(*ids))
+            except errors.NotFound:
+                # Deleted since it was listed.
+                continue
+            except errors.RepositoryError as error:
+                report(error)
+        return sorted(found, key=lambda point: (point.created, point.id), reverse=True)
+
+    def point(self, vm_id: str, point_id: str) -> Manifest:
+        """Return one recovery point. Raises NotFound, Damaged, RepositoryError."""
+        name = layout.manifest(vm_id, point_id)
+        where = f"{self.url}/{name}"
+        try:
+            data = self._store.get(name, manifest.MAX_ENCODED)
+        except errors.NotFound:
+            raise errors.NotFound(
+                f"There is no recovery point {point_id} of VM {vm_id} in {self.url}.", "See `blockferry list`."
+            ) from None
+        point = manifest.decode(data, where)
+        if (point.vm.id, point.id) != (vm_id, point_id):
+            raise errors.Damaged(f"{where} is damaged: it is the manifest of point {point.id} of VM {point.vm.id}.")
+        return point
+
+    def new_point(self, vm: Vm) -> AbstractContextManager[Draft]:
+        """
+        Begin a recovery point, which becomes visible when it is committed, or never. Raises RepositoryError.
+
+            with repository.new_point(vm) as draft:
+                writer = draft.disk(disk_id, size, "incremental", base=newest)
+                for block in reading:
+                    writer.write(block)
+                writer.finish(…)
+                draft.ovf(text)
+                draft.commit(…)
+        """
+        return draft.begin(self._store, self.settings, vm)
+
+    def disk(self, point: Manifest, disk_id: str) -> DiskReader:
+        """Open a disk of a recovery point for reading. Raises NotFound, Damaged, RepositoryError."""
+        return DiskReader(read_index(self._store, point, disk_id), self._chunks())
+
+    def ovf(self, point: Manifest) -> str:
+        """Return the VM's configuration as it was. Raises NotFound when the point has none, Damaged."""
+        if point.ovf is None:
+            raise errors.NotFound(
+                f"Recovery point {point.id} of VM {point.vm.name} has no OVF.", point.ovf_missing or ""
+            )
+        return read_file(self._store, layout.ovf(point.vm.id, point.id), point.ovf).decode()
+
+    def verify(self, points: Sequence[Manifest], progress: Callable[[Step], None]) -> Verification:
+        """
+        Read and check everything that `points` need. Damage is returned with all points that it hurts, not raised.
+
+        progress: called often, by this thread.
+
+        Raises RepositoryError when the repository cannot be listed.
+        """
+        return verification.verify(self._store, self._chunks(), points, self.points, progress)
+
+    def _chunks(self) -> Chunks:
+        return Chunks(self._store, self.settings.compression)
+
+
+def _warn(error: errors.Error) -> None:
+    _log.warning("A recovery point cannot be read: %s", error)
