@@ -14,6 +14,8 @@ import libvirt
 from tests.lab import errors, processes
 from tests.lab.domains import Domains, VmSpec, libvirt_errors
 
+Mode = Literal["full", "incremental"]
+
 
 @dataclasses.dataclass(frozen=True)
 class BackupDisk:
@@ -27,7 +29,7 @@ class BackupDisk:
 
     disk_id: str
     checkpoint: bool
-    mode: Literal["full", "incremental"]
+    mode: Mode
     scratch: Path
 
 
@@ -85,12 +87,11 @@ class Backups:
 
     def stop(self, vm_id: str, backup_id: str) -> None:
         domain = self._domains.running(vm_id)
-        with libvirt_errors(errors.NO_SUCH_BACKUP):
-            domain.backupGetXMLDesc()
+        if not _in_backup(domain):
+            raise errors.HostError(f"VM {vm_id} has no backup {backup_id}", errors.NO_SUCH_BACKUP)
         with libvirt_errors(errors.BACKUP_ERROR):
             domain.abortJob()
-        socket = self._directory / backup_id
-        processes.wait_for(f"the end of backup {backup_id}", lambda: not socket.exists())
+        processes.wait_for(f"the end of backup {backup_id}", lambda: not _in_backup(domain))
 
     def redefine_checkpoint(self, vm_id: str, checkpoint: CheckpointSpec) -> None:
         domain = self._domains.running(vm_id)
@@ -130,6 +131,16 @@ class Backups:
         except errors.HostError as error:
             if required:
                 raise errors.HostError(f"Failed freeze VM: {error}", errors.BACKUP_ERROR) from error
+
+
+def _in_backup(domain: libvirt.virDomain) -> bool:
+    try:
+        domain.backupGetXMLDesc()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_NO_DOMAIN):
+            return False  # the VM may have ended meanwhile
+        raise errors.HostError(str(error), errors.BACKUP_ERROR) from error
+    return True
 
 
 def _backup_xml(vm: VmSpec, socket: Path, disks: list[BackupDisk], from_checkpoint: str | None) -> str:

@@ -35,7 +35,8 @@ class DiskSpec:
 
     id: the engine's disk id (vdsm's imageID), the serial number that the guest sees.
     target: device name on the bus, "vda" or "sda": the export's name in a live backup.
-    path: the active volume.  size: virtual size in bytes.
+    path, format: of the active volume, which a snapshot changes (a raw disk's top layer is qcow2).
+    size: virtual size in bytes.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Libvirtd:
     def __init__(self, directory: Path, lab: Path) -> None:
         """directory: for its files, short, because sockets go into it.  lab: the lab's directory."""
         self.runtime = directory / "run"
+        self.socket = self.runtime / "libvirt/libvirt-sock"
         configuration = directory / "cfg"
         (configuration / "libvirt").mkdir(parents=True)
         # No virtlogd, which would have to be started and reaped as well.
@@ -102,9 +104,8 @@ class Libvirtd:
 
     def connect(self) -> None:
         """Wait until it answers."""
-        socket = self.runtime / "libvirt/libvirt-sock"
-        self._daemon.wait_until(socket.exists)
-        self.connection = libvirt.open(f"qemu+unix:///session?socket={socket}")
+        self._daemon.wait_until(self.socket.exists)
+        self.connection = libvirt.open(f"qemu+unix:///session?socket={self.socket}")
 
     def stop(self) -> None:
         """Stop the daemon.  QEMU processes go on."""
@@ -126,9 +127,10 @@ class Domains:
         self._lock = threading.Lock()
 
     def define(self, vm: VmSpec) -> None:
+        """Remember a VM, or what has changed in one that is down."""
+        if vm.id in self._vms and self.state(vm.id) != "down":
+            raise errors.HostError(f"Virtual machine {vm.id} exists already", errors.VM_EXISTS)
         with self._lock:
-            if vm.id in self._vms:
-                raise errors.HostError(f"Virtual machine {vm.id} exists already", errors.VM_EXISTS)
             self._vms[vm.id] = vm
 
     def spec(self, vm_id: str) -> VmSpec:
@@ -138,11 +140,11 @@ class Domains:
             except KeyError:
                 raise _no_such_vm(vm_id) from None
 
-    def move_disk(self, vm_id: str, disk_id: str, path: Path) -> None:
+    def move_disk(self, vm_id: str, disk_id: str, path: Path, format: Format) -> None:
         """Remember that another volume is a disk's active one now."""
         with self._lock:
             vm = self._vms[vm_id]
-            disks = (dataclasses.replace(d, path=path) if d.id == disk_id else d for d in vm.disks)
+            disks = (dataclasses.replace(d, path=path, format=format) if d.id == disk_id else d for d in vm.disks)
             self._vms[vm_id] = dataclasses.replace(vm, disks=tuple(disks))
 
     def forget(self, vm_id: str) -> None:

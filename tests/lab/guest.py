@@ -49,7 +49,7 @@ class Guest:
     def write_file(self, path: str, content: bytes) -> None:
         """Write a file and have it on the disk."""
         name = shlex.quote(path)
-        self._execute(f"cat >{name} && fsync {name}", content, timeout=60)
+        self._execute(f"cat >{name} && sync", content, timeout=60)
 
     def sync(self) -> None:
         """Have everything that was written on the disks."""

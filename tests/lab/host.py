@@ -84,6 +84,11 @@ class Host:
         return self._imageio.data_socket
 
     @property
+    def libvirt_socket(self) -> Path:
+        """Where `virsh` finds the host's libvirt."""
+        return self._libvirtd.socket
+
+    @property
     def ssh_port(self) -> int:
         return self._sshd.port
 

@@ -98,12 +98,7 @@ def reap(directory: Path) -> None:
 
 
 def _members(directory: Path) -> set[int]:
-    """
-    The processes that carry the lab's mark or have their home in the lab (libvirt gives QEMU an environment of its
-    own), and their descendants (sshd's children write over theirs).
-    """
-    mark = f"{MARK}={directory}".encode()
-    home = f"HOME={directory}/".encode()
+    """The processes of a lab and their descendants."""
     parents: dict[int, int] = {}
     members: set[int] = set()
     for entry in Path("/proc").iterdir():
@@ -117,12 +112,25 @@ def _members(directory: Path) -> set[int]:
             if state == "Z":
                 continue  # dead; its parent has not asked yet
             parents[pid] = int(parent)
-            environment = (entry / "environ").read_bytes().split(b"\0")
-            if any(variable == mark or variable.startswith(home) for variable in environment):
+            if _belongs(entry, directory):
                 members.add(pid)
     while children := {pid for pid, parent in parents.items() if parent in members} - members:
         members |= children
     return members - {os.getpid()}
+
+
+def _belongs(process: Path, directory: Path) -> bool:
+    """
+    Whether a process in /proc is the lab's.
+
+    It carries the mark, or its home is in the lab (libvirt gives QEMU an environment of its own), or its errors go to
+    a file of the lab (sshd writes its title over its environment).
+    """
+    environment = (process / "environ").read_bytes().split(b"\0")
+    mark, home = f"{MARK}={directory}".encode(), f"HOME={directory}/".encode()
+    if any(variable == mark or variable.startswith(home) for variable in environment):
+        return True
+    return (process / "fd/2").readlink().is_relative_to(directory)
 
 
 def _lock(directory: Path) -> IO[bytes] | None:
@@ -142,9 +150,12 @@ def _lock(directory: Path) -> IO[bytes] | None:
 @contextlib.contextmanager
 def _creation_lock() -> Iterator[None]:
     """Nobody sweeps between the making of a directory and the locking of its owner file."""
-    with (ROOT / "blockferry-lab.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    root = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(root, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(root)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def create(domains: Domains, vm_id: str, overlays: dict[str, Path], bitmap: str)
             storage.remove(overlay)
         raise
     for disk_id, overlay in overlays.items():
-        domains.move_disk(vm_id, disk_id, overlay)
+        domains.move_disk(vm_id, disk_id, overlay, "qcow2")
     return frozen
 
 
@@ -60,7 +60,7 @@ def merge(domains: Domains, vm_id: str, disk_ids: list[str]) -> None:
             _commit_live(domains, vm_id, disk)
         else:
             _commit_cold(disk.path, below)
-        domains.move_disk(vm_id, disk_id, below)
+        domains.move_disk(vm_id, disk_id, below, storage.info(below).format)
         storage.remove(disk.path)
 
 
