@@ -110,8 +110,8 @@ def ranges(extents: Iterable[Extent], request: ReadRequest) -> Iterator[Range]:
         windows:  |          |          |          |          |          |          |  the last one: whole
         ranges:           |da|ta|         |  data  |data|    zero     |  |   data   |
 
-    Dirty neighbours inside one window are one range. A window of `whole_windows` is one range of data as soon as any part
-    of it is dirty, zeros and clean parts included, but nothing outside the request is ever read.
+    Dirty neighbours inside one window are one range. A window of `whole_windows` is one range of data as soon as any
+    part of it is dirty, zeros and clean parts included, but nothing outside the request is ever read.
 
     extents: of the request's range, in disk order.  Holds one range, whatever the number of extents.
     """

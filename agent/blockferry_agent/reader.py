@@ -5,15 +5,15 @@ The block reader: from extents to blocks, read by several connections, handed ou
                                  ├─▶ worker: read, hash ─┤
                                  └─▶ worker: read, hash ─┘
 
-Workers are threads that share the iterator of ranges; each has its own connection and buffer. None takes a range while too
-many blocks wait for the receiver, so a few windows are in memory, however large the disk and however slow the receiver.
-The first error stops everyone and is the one raised.
+Workers are threads that share the iterator of ranges; each has its own connection and buffer. None takes a range while
+too many blocks wait for the receiver, so a few windows are in memory, however large the disk and however slow the
+receiver. The first error stops everyone and is the one raised.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Callable
 
 from blockferry_agent import blocks, digest, errors
@@ -29,7 +29,7 @@ def read(open_source: Callable[[], Source], request: ReadRequest, workers: int) 
     """
     Return a reading, which starts when it is iterated.
 
-    open_source: connects to the disk; called by several threads: once for the extents, and at most once for each worker.
+    open_source: connects to the disk. Called by several threads: once for the extents, at most once for each worker.
     workers: threads that read, 1 or more.
     """
     return Reading(open_source, request, workers)
@@ -39,8 +39,8 @@ class Reading:
     """
     Blocks of a range of a disk, in disk order. Iterated once, by one thread.
 
-    Iterating raises the first error of the source. When the iterator ends, raises or is dropped, the workers have stopped
-    and their connections are closed.
+    Iterating raises the first error of the source. When the iterator ends, raises or is dropped, the workers have
+    stopped and their connections are closed.
     """
 
     def __init__(self, open_source: Callable[[], Source], request: ReadRequest, workers: int) -> None:
@@ -203,7 +203,7 @@ class Reading:
             self._stopped = True
             self._changed.notify_all()
 
-    def _open_ranges(self) -> Iterator[Range]:
+    def _open_ranges(self) -> Generator[Range, None, None]:
         """Generate the ranges to read, over a connection of their own."""
         request = self._request
         source = self._open_source()

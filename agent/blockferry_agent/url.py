@@ -25,8 +25,9 @@ def parse(url: str, directories: Sequence[str]) -> Address:
     Raises TicketRefused.
     """
     if not url.startswith(_UNIX):
+        scheme = url.partition(":")[0]
         raise errors.TicketRefused(
-            f"The ticket's disk is at {url.partition(':')[0]}:…, and the agent reads disks from local NBD sockets only.",
+            f"The ticket's disk is at {scheme}:…, and the agent reads disks from local NBD sockets only.",
             "Ask the engine for a transfer of the disk in format raw.",
         )
     path, _, parameter = url[len(_UNIX) :].partition(":")
