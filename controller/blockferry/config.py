@@ -23,6 +23,8 @@ SSH_PASSWORD_VARIABLE = "BLOCKFERRY_SSH_PASSWORD"  # noqa: S105 -- the variable'
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+AskedMode = Literal["engine", "live", "hybrid"]
+TransportName = Literal["grpc", "imageio"]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -30,7 +32,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """A table of the file; a key that it does not know is an error."""
 
 
-class Engine(Section):
+class Engine(Section, frozen=True):
     """
     [engine]: how to reach the oVirt engine.
 
@@ -51,7 +53,7 @@ class Engine(Section):
         return _secret(self.password_file, ENGINE_PASSWORD_VARIABLE, "engine.password_file")
 
 
-class Repository(Section):
+class Repository(Section, frozen=True):
     """
     [repository]: where recovery points are kept.
 
@@ -61,7 +63,7 @@ class Repository(Section):
     url: Text
 
 
-class Backup(Section):
+class Backup(Section, frozen=True):
     """
     [backup]: how backups are taken.
 
@@ -71,13 +73,13 @@ class Backup(Section):
     finalize_timeout: seconds until the engine must have ended one (a hybrid backup merges its snapshot then).
     """
 
-    mode: Literal["engine", "live", "hybrid"] = "engine"
-    transports: Annotated[tuple[Literal["grpc", "imageio"], ...], msgspec.Meta(min_length=1)] = ("grpc", "imageio")
+    mode: AskedMode = "engine"
+    transports: Annotated[tuple[TransportName, ...], msgspec.Meta(min_length=1)] = ("grpc", "imageio")
     ready_timeout: Seconds = 600.0
     finalize_timeout: Seconds = 3600.0
 
 
-class Agent(Section):
+class Agent(Section, frozen=True):
     """
     [agent]: how agents are deployed, and where they find things on a host.
 
@@ -106,7 +108,7 @@ class Agent(Section):
         return _secret(self.ssh_password_file, SSH_PASSWORD_VARIABLE, "agent.ssh_password_file")
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """
     The whole file.
 

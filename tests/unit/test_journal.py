@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockferry import errors
+from blockferry.engine import JournalEntry
 from blockferry.jobs import journal
 
 VM = str(uuid.uuid4())
@@ -16,8 +17,8 @@ VM = str(uuid.uuid4())
 
 def test_what_ended_leaves_nothing(tmp_path: Path) -> None:
     with journal.opened(tmp_path, VM) as first:
-        first.backup_started("backup")
-        first.transfer_started("transfer")
+        first.record(JournalEntry(VM, "job"))
+        first.record(JournalEntry(VM, "job", "backup"))
         first.ended()
     with journal.opened(tmp_path, VM) as second:
         assert second.left_open is None
@@ -25,9 +26,10 @@ def test_what_ended_leaves_nothing(tmp_path: Path) -> None:
 
 def _die_in_a_backup(state: Path, vm_id: str) -> None:
     with journal.opened(state, vm_id) as own:
-        own.backup_started("backup")
-        own.transfer_started("one")
-        own.transfer_started("two")
+        own.record(JournalEntry(vm_id, "job"))
+        own.record(JournalEntry(vm_id, "job", "backup"))
+        own.record(JournalEntry(vm_id, "job", "backup", "one"))
+        own.record(JournalEntry(vm_id, "job", "backup", "two"))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -37,7 +39,7 @@ def test_what_a_killed_process_left_is_found(tmp_path: Path) -> None:
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
     with journal.opened(tmp_path, VM) as own:
-        assert own.left_open == journal.OpenBackup("backup", ["one", "two"])
+        assert own.left_open == journal.OpenBackup(VM, "job", "backup", ["one", "two"])
 
 
 def test_two_at_once_exclude_each_other(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def deploy(settings: Settings, hosts: tuple[str, ...]) -> None:
     """
     site = settings.site()
     with settings.progress() as progress:
-        deployed = [job.deploy(site, host, progress) for host in hosts]
+        deployed = [job.deploy_to(site, host, progress) for host in hosts]
     if settings.machine:
         output.as_json(deployed)
     else:
@@ -45,8 +45,7 @@ def status(settings: Settings, hosts: tuple[str, ...]) -> None:
 
     Exit code 7 when one does not answer.
     """
-    with settings.progress() as progress:
-        states = job.status(settings.site(), hosts, progress)
+    states = job.status(settings.site(), hosts)
     if settings.machine:
         output.as_json(states)
     else:
@@ -63,7 +62,7 @@ def remove(settings: Settings, hosts: tuple[str, ...]) -> None:
     """Stop the agent on HOSTs and remove its directory: nothing of it stays."""
     site = settings.site()
     with settings.progress() as progress:
-        removed = [job.remove(site, host, progress) for host in hosts]
+        removed = [job.remove_from(site, host, progress) for host in hosts]
     if settings.machine:
         output.as_json({"removed": removed})
     else:

@@ -6,12 +6,18 @@ import click
 
 from blockferry.cli import output
 from blockferry.cli.settings import Settings, common_options
+from blockferry.config import AskedMode
 from blockferry.jobs import backup as job
 
 
 @click.command()
 @click.argument("vm")
 @click.option("--full", is_flag=True, help="Read the whole disks. What the repository has already is not moved again.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Build on no earlier point: move everything again, and mend what is damaged in the store.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["engine", "live", "hybrid"]),
@@ -27,7 +33,13 @@ from blockferry.jobs import backup as job
 @click.option("--disk", "disks", multiple=True, metavar="DISK", help="Take only this disk (id or alias); repeatable.")
 @common_options
 def backup(
-    settings: Settings, vm: str, full: bool, mode: str | None, transports: tuple[str, ...], disks: tuple[str, ...]
+    settings: Settings,
+    vm: str,
+    full: bool,
+    fresh: bool,
+    mode: AskedMode | None,
+    transports: tuple[str, ...],
+    disks: tuple[str, ...],
 ) -> None:
     """
     Take a recovery point of VM (name or id).
@@ -40,6 +52,7 @@ def backup(
         mode=mode or site.config.backup.mode,
         transports=transports or site.config.backup.transports,
         full=full,
+        fresh=fresh,
         disks=disks,
     )
     with settings.progress() as progress:

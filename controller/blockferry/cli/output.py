@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for machines, both on standard output; errors and progress beside them."""
+"""What commands print: tables for people, JSON for machines, both on standard output; errors on standard error."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blockferry import errors
+from blockferry.jobs.agents import AgentState
+from blockferry.repository import Manifest, Verification
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -49,3 +51,105 @@ def error(problem: errors.Error, machine: bool) -> None:
     click.echo(f"blockferry: {problem}", err=True)
     if machine:
         as_json({"error": {"kind": type(problem).__name__, "message": problem.message, "hint": problem.hint}})
+
+
+def points(found: Sequence[Manifest]) -> None:
+    """Print recovery points, a row each."""
+    table(
+        ("VM", "POINT", "CREATED (UTC)", "MODE", "READ AS", "DISKS", "SIZE", "MOVED", "STORED", "SECONDS"),
+        (
+            (
+                point.vm.name,
+                point.id,
+                f"{point.created:%Y-%m-%d %H:%M:%S}",
+                point.mode,
+                point.backup_mode,
+                str(len(point.disks)),
+                size(sum(disk.size for disk in point.disks)),
+                size(sum(disk.bytes.moved for disk in point.disks)),
+                size(sum(disk.bytes.stored for disk in point.disks)),
+                f"{point.seconds:.1f}",
+            )
+            for point in found
+        ),
+        right=("DISKS", "SIZE", "MOVED", "STORED", "SECONDS"),
+    )
+
+
+def point(found: Manifest) -> None:
+    """Print one recovery point with all that is known of it."""
+    facts = {
+        "Recovery point": found.id,
+        "VM": f"{found.vm.name} ({found.vm.id})",
+        "Created": f"{found.created:%Y-%m-%d %H:%M:%S} UTC, in {found.seconds:.1f} s",
+        "Backup": f"{found.mode}, {found.backup_mode} ({found.backup_id})",
+        "Checkpoint": found.checkpoint_id or "none: no disk can have one",
+        "Read against": found.parent_id or "nothing: complete by itself from the start",
+        "Guest frozen": {True: "yes", False: "no", None: "unknown"}[found.guest_frozen],
+        "Configuration": f"OVF, {size(found.ovf.length)}" if found.ovf else f"none: {found.ovf_missing}",
+    }
+    for name, value in facts.items():
+        click.echo(f"{name + ':':<16} {value}")
+    click.echo()
+    disks(found)
+
+
+def disks(found: Manifest) -> None:
+    """Print the disks of a recovery point, a row each, and why a disk did not take the first transport."""
+    table(
+        ("DISK", "FORMAT", "READ AS", "TRANSPORT", "SIZE", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"),
+        (
+            (
+                disk.alias,
+                disk.format,
+                disk.backup_mode,
+                disk.transport,
+                size(disk.size),
+                size(disk.bytes.dirty),
+                size(disk.bytes.read),
+                size(disk.bytes.moved),
+                size(disk.bytes.stored),
+                f"{disk.seconds:.1f}",
+            )
+            for disk in found.disks
+        ),
+        right=("SIZE", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"),
+    )
+    for reason in sorted({disk.transport_reason for disk in found.disks if disk.transport_reason}):
+        click.echo(f"Not by a better transport: {reason}")
+
+
+def verification(found: Verification) -> None:
+    """Print what a verification found: a row for each thing that each damaged object hurts."""
+    click.echo(f"{found.chunks} chunks with {size(found.checked)} of content were read and checked.")
+    if found.damage:
+        table(
+            ("DAMAGED OBJECT", "WHAT IS WRONG", "VM", "POINT", "DISK"),
+            (
+                (damage.name, damage.reason, hurt.vm_name, hurt.point_id, hurt.disk_id or "(OVF)")
+                for damage in found.damage
+                for hurt in damage.hurts
+            ),
+        )
+
+
+def agents(states: Sequence[AgentState]) -> None:
+    """Print agents, a row each."""
+    table(
+        ("HOST", "ADDRESS", "STATE", "VERSION", "PYTHON", "UP", "READS", "MEMORY", "CERTIFICATE UNTIL"),
+        (
+            (
+                state.host_name,
+                f"{state.address}:{state.port}",
+                "serving" if state.problem is None else state.problem,
+                state.version or "",
+                state.python_version or "",
+                "" if state.uptime_seconds is None else f"{state.uptime_seconds} s",
+                "" if state.active_reads is None else str(state.active_reads),
+                "" if state.resident_bytes is None else size(state.resident_bytes),
+                state.certificate_until,
+            )
+            for state in states
+        ),
+        right=("UP", "READS", "MEMORY"),
+    )

@@ -12,6 +12,7 @@ from blockferry.cli.settings import Settings, common_options
 from blockferry.jobs import catalog
 from blockferry.jobs import restore as restore_job
 from blockferry.jobs import verify as verify_job
+from blockferry.jobs.images import Format
 
 POINT_HELP = "POINT is a recovery point's id, the first characters of one, or `latest`."
 
@@ -59,7 +60,9 @@ def show(settings: Settings, vm: str, point: str) -> None:
     show_default=True,
     help="Format of the images. raw is sparse; qcow2 needs qemu-img and qemu-nbd on this machine.",
 )
-@click.option("--disk", "disks", multiple=True, metavar="DISK", help="Restore only this disk (id or alias); repeatable.")
+@click.option(
+    "--disk", "disks", multiple=True, metavar="DISK", help="Restore only this disk (id or alias); repeatable."
+)
 @click.option("--force", is_flag=True, help="Replace images that are there already.")
 @common_options
 def restore(
@@ -67,7 +70,7 @@ def restore(
     vm: str,
     point: str,
     directory: Path,
-    image_format: restore_job.Format,
+    image_format: Format,
     disks: tuple[str, ...],
     force: bool,
 ) -> None:
@@ -114,5 +117,5 @@ def verify(settings: Settings, vm: str | None, point: str | None) -> None:
     if result.damage:
         raise errors.Damaged(
             f"{len(result.damage)} stored objects are damaged or missing.",
-            "Take a full backup of the VMs concerned (blockferry backup VM --full): it stores again what it reads.",
+            "Run `blockferry backup VM --fresh`: what the disks still hold is stored again, for all points.",
         )

@@ -39,9 +39,9 @@ def program(config: Path | None) -> None:
     """
     Back up oVirt VMs by changed blocks, and restore them.
 
-    Deploy the agent to your hosts once (`agent deploy`), then run `backup VM` as often as you like: every recovery point
-    is complete by itself. `list` shows them, `restore` brings their disks back, `verify` reads them to prove that
-    they can be.
+    Deploy the agent to your hosts once (`agent deploy`), then run `backup VM` as often as you like: every recovery
+    point is complete by itself. `list` shows them, `restore` brings their disks back, `verify` reads them to prove
+    that they can be restored.
     """
     # The commands find `config` in the context (`settings.common_options`).
 

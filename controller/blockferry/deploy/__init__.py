@@ -2,11 +2,20 @@
 The agent on the hosts: bring it there over SSH, see how it does, take it away.
 
     agents        deploy, status, remove: the story
-    ssh           the way to a host: pinned host keys, commands, files
+    ssh           the way to a host: commands, files
+    hostkey       the keys by which a host is known beforehand
     interpreter   the Python that a host has
     bundle        the agent and its wheels in one archive, made for that Python
-    onhost        the program that does the work on the host, sent there over SSH
+    directory     the agent's directory on a host, as seen from here
+    onhost        the program that does the work in it, sent to the host's Python
     pki           the controller's own certificate authority
     registry      what the controller knows about the agents that it deployed
     files         files that are there completely or not at all
 """
+
+from blockferry.deploy.agents import Agents as Agents
+from blockferry.deploy.agents import Host as Host
+from blockferry.deploy.agents import Options as Options
+from blockferry.deploy.pki import Authority as Authority
+from blockferry.deploy.registry import Record as Record
+from blockferry.deploy.ssh import Login as Login

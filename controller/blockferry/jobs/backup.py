@@ -7,3 +7,255 @@ Back up one VM: from the engine's backup to a committed recovery point.
 
 Whatever fails before the commit leaves no recovery point, nothing open in the engine, and the old base in force.
 """
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent import futures
+from typing import NamedTuple
+
+from blockferry import engine, errors
+from blockferry.config import AskedMode
+from blockferry.jobs import base, copying, journal, selection
+from blockferry.jobs.base import Base
+from blockferry.jobs.progress import Progress
+from blockferry.jobs.site import Site
+from blockferry.repository import Draft, Manifest, Repository, Vm
+from blockferry.transport import ladder
+from blockferry.transport.disk import Target, Transport
+from blockferry_agent import errors as agent_errors
+
+DESCRIPTION = "blockferry"
+
+# Disks beyond this wait for one of the others: each has a transfer, connections and blocks in memory.
+MAX_DISKS_AT_ONCE = 8
+
+
+class Options(NamedTuple):
+    """
+    What the operator asked for.
+
+    mode: of the engine's backup.  transports: names, the ladder.  full: read the whole disks, whatever the base.
+    fresh: build on nothing; store again what is stored already, unless it proves whole.
+    disks: ids or aliases of the disks to take; empty means all that can be backed up.
+    """
+
+    mode: AskedMode
+    transports: Sequence[str]
+    full: bool = False
+    fresh: bool = False
+    disks: Sequence[str] = ()
+
+
+def run(site: Site, vm_name: str, options: Options, progress: Progress) -> Manifest:
+    """
+    Take a recovery point and return its manifest.
+
+    Raises any of our errors. When the point was committed and only what comes after failed, the error says so.
+    """
+    repository = site.repository()
+    transports = site.transports(options.transports)
+    with site.engine() as connection:
+        vm = connection.find_vm(vm_name)
+        with journal.opened(site.state, vm.id) as log:
+            _end_left_open(connection, log, progress)
+            job = _Job(repository, transports, connection, vm, options, log, progress)
+            return job.run()
+
+
+def _end_left_open(connection: engine.Connection, log: journal.Journal, progress: Progress) -> None:
+    """End what a run that was killed, or lost the engine, left open there."""
+    left = log.left_open
+    if left is None:
+        return
+    progress.step("An earlier backup of this VM did not end well: ending what it may have left open in the engine")
+    connection.abandon(left.vm_id, left.backup_id, left.transfer_ids, left.description)
+    log.ended()
+
+
+class _Job:
+    """The backup of one VM, whose journal is open."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        transports: Sequence[Transport],
+        connection: engine.Connection,
+        vm: engine.Vm,
+        options: Options,
+        log: journal.Journal,
+        progress: Progress,
+    ) -> None:
+        self._repository = repository
+        self._transports = transports
+        self._connection = connection
+        self._vm = vm
+        self._options = options
+        self._log = log
+        self._progress = progress
+
+    def run(self) -> Manifest:
+        disks = self._disks()
+        points = self._repository.points(self._vm.id)
+        chosen = self._base(points, disks)
+        try:
+            manifest = self._take(disks, chosen)
+        except (errors.CheckpointUnusable, agent_errors.BitmapMissing) as error:
+            self._progress.warn(f"{error.message} Taking a full backup instead.")
+            manifest = self._take(disks, base.without_checkpoint(points))
+        self._drop_checkpoints(points, manifest)
+        return manifest
+
+    def _disks(self) -> list[engine.Disk]:
+        """Return the disks to take; name those that no backup can have."""
+        chosen = selection.disks(self._connection.disks(self._vm), self._options.disks, f"VM {self._vm.name}")
+        for disk in chosen:
+            if disk.obstacle:
+                if self._options.disks:
+                    raise errors.NotFound(f"Disk {disk.alias} cannot be backed up: {disk.obstacle}.")
+                self._progress.warn(f"Disk {disk.alias} is left out: {disk.obstacle}.")
+        possible = [disk for disk in chosen if not disk.obstacle]
+        if not possible:
+            raise errors.NotFound(f"VM {self._vm.name} has no disk that can be backed up.")
+        return possible
+
+    def _base(self, points: Sequence[Manifest], disks: Sequence[engine.Disk]) -> Base:
+        if self._options.fresh:
+            return base.NOTHING
+        if self._options.full:
+            return base.without_checkpoint(points)
+        checkpoints = {point.id for point in self._connection.checkpoints(self._vm) if point.usable}
+        return base.choose(points, checkpoints, [disk.id for disk in disks])
+
+    def _take(self, disks: list[engine.Disk], chosen: Base) -> Manifest:
+        # Before the backup: disks that it locks hide the configuration.
+        ovf = self._connection.ovf(self._vm)
+        parent = chosen.point if chosen.checkpoint_id else None
+        since = f"what changed since {parent.id}" if parent else "everything"
+        self._progress.step(f"VM {self._vm.name}: asking the engine for a backup of {since}")
+        started = time.monotonic()
+        manifest: Manifest | None = None
+        with self._repository.new_point(Vm(self._vm.id, self._vm.name)) as draft:
+            draft.ovf(ovf)
+            try:
+                with (
+                    self._connection.backup(
+                        self._vm,
+                        disks,
+                        since=chosen.checkpoint_id,
+                        mode=self._options.mode,
+                        description=DESCRIPTION,
+                        journal=self._log.record,
+                    ) as backup,
+                    contextlib.ExitStack() as transfers,
+                ):
+                    self._progress.step(f"VM {self._vm.name}: the engine made a {backup.mode} backup, {backup.id}")
+                    self._copy(draft, backup, {disk.id: disk for disk in disks}, chosen, transfers)
+                    manifest = draft.commit(
+                        mode=backup.mode,
+                        backup_id=backup.id,
+                        checkpoint_id=backup.to_checkpoint_id,
+                        parent=parent,
+                        guest_frozen=None,
+                        seconds=time.monotonic() - started,
+                    )
+                    self._progress.step(f"VM {self._vm.name}: {manifest.id} is committed; ending the backup")
+            except errors.EngineError as error:
+                if manifest is None:
+                    raise
+                raise errors.EngineError(
+                    f"Recovery point {manifest.id} is complete, but the engine did not end its backup well. "
+                    + error.message,
+                    error.hint,
+                ) from error
+        self._log.ended()
+        return manifest
+
+    def _copy(
+        self,
+        draft: Draft,
+        backup: engine.Backup,
+        disks: dict[str, engine.Disk],
+        chosen: Base,
+        transfers: contextlib.ExitStack,
+    ) -> None:
+        """Copy all disks side by side. The first error stops the others and is the one raised."""
+        stop = copying.Stop()
+        with futures.ThreadPoolExecutor(MAX_DISKS_AT_ONCE, thread_name_prefix="disk") as threads:
+            copies = [
+                threads.submit(self._copy_disk, draft, backup, part, disks[part.id], chosen, transfers, stop)
+                for part in backup.disks
+            ]
+            try:
+                for done in futures.as_completed(copies):
+                    done.result()
+            except BaseException:
+                stop.stop()
+                raise
+
+    def _copy_disk(
+        self,
+        draft: Draft,
+        backup: engine.Backup,
+        part: engine.BackupDisk,
+        disk: engine.Disk,
+        chosen: Base,
+        transfers: contextlib.ExitStack,
+        stop: copying.Stop,
+    ) -> None:
+        stop.check()
+        transfer = transfers.enter_context(backup.transfer(part))
+        opened = ladder.open_first(self._transports, _target(transfer))
+        if opened.why:
+            self._progress.warn(f"Disk {disk.alias} goes through {opened.transport}. {opened.why}")
+        before = chosen.point if chosen.point and disk.id in {old.id for old in chosen.point.disks} else None
+        incremental = part.incremental and before is not None and chosen.checkpoint_id is not None
+        with contextlib.closing(opened.disk):
+            writer = draft.disk(part.id, part.size, "incremental" if incremental else "full", before)
+            started = time.monotonic()
+            summary = copying.copy(
+                opened.disk, writer, incremental, self._repository.settings.window, disk.alias, stop, self._progress
+            )
+        writer.finish(
+            alias=disk.alias,
+            format=disk.format,
+            bootable=disk.bootable,
+            interface=disk.interface,
+            transport=opened.transport,
+            transport_reason=opened.why or None,
+            dirty=summary.dirty,
+            read=summary.read,
+            moved=summary.moved,
+            seconds=time.monotonic() - started,
+        )
+
+    def _drop_checkpoints(self, points: Sequence[Manifest], new: Manifest) -> None:
+        """
+        Delete the checkpoints of points that `new` has made useless as a base: each costs the VM a bitmap.
+
+        Checkpoints that no point of this repository names are somebody else's.
+        """
+        if new.checkpoint_id is None:
+            return
+        covered = {disk.id for disk in new.disks}
+        useless = {point.checkpoint_id for point in points if covered >= {disk.id for disk in point.disks}}
+        try:
+            for checkpoint in self._connection.checkpoints(self._vm):
+                if checkpoint.id in useless - {new.checkpoint_id}:
+                    self._connection.delete_checkpoint(self._vm, checkpoint.id)
+        except errors.Error as error:
+            self._progress.warn(f"An old checkpoint stays for now: {error.message}")
+
+
+def _target(transfer: engine.Transfer) -> Target:
+    return Target(
+        host_name=transfer.host.name,
+        host_address=transfer.host.address,
+        transfer_id=transfer.id,
+        ticket_id=transfer.ticket_id,
+        transfer_url=transfer.transfer_url,
+        proxy_url=transfer.proxy_url,
+        size=transfer.size,
+    )

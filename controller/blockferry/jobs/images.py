@@ -1,7 +1,7 @@
 """
 Image files that a disk is restored to.
 
-An image is written under NAME.partial, made durable, and renamed when it is complete; on failure nothing stays.
+An image is written as NAME.partial, made durable, and gets its name when it is complete; on failure nothing stays.
 """
 
 from __future__ import annotations
@@ -11,36 +11,85 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 from blockferry import errors
 
+Format = Literal["raw", "qcow2"]
 
-class Image(Protocol):
-    """A disk image that reads as zeros until it is written."""
 
-    def write(self, start: int, data: bytes | memoryview) -> None:
-        """Write all of `data` (bytes) at `start`."""
+class Image:
+    """A disk image that is being written, sparse: what is not written reads as zeros."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Write all of `data` at `start` (bytes). Raises OSError."""
+        while data:
+            written = os.pwrite(self._descriptor, data, start)
+            start += written
+            data = data[written:]
 
 
 @contextlib.contextmanager
-def create(path: Path, image_format: str, size: int) -> Iterator[Image]:
+def create(path: Path, image_format: Format, size: int) -> Iterator[Image]:
     """
-    Make an image of `size` bytes; it appears at `path` when the block ends well.
+    Make an image of `size` bytes; it appears at `path`, replacing what was there, when the block ends well.
 
-    Raises RestoreError when the file cannot be written.
+    A qcow2 image is converted from a raw one at the end, so both need room for a moment.
+
+    Raises RestoreError when it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    writer = _FORMATS[image_format]
+    raw = path.with_name(path.name + ".partial")
+    converted = path.with_name(path.name + ".partial.qcow2")
     try:
-        with writer(partial, size) as image:
+        with _raw(raw, size) as image:
             yield image
-        _make_durable(partial)
-        partial.replace(path)
+        complete = raw
+        if image_format == "qcow2":
+            _convert(raw, converted)
+            complete = converted
+        _make_durable(complete)
+        complete.replace(path)
         _make_durable(path.parent)
     except OSError as error:
         raise errors.RestoreError(
-            f"{path} cannot be written: {error.strerror or error}.", "Make room, or choose another directory."
+            f"{path} cannot be written: {error.strerror or error}.", "Make room, or restore to another directory."
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        raw.unlink(missing_ok=True)
+        converted.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _raw(path: Path, size: int) -> Iterator[Image]:
+    # The content of a VM's disks is nobody else's business.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.truncate(descriptor, size)
+        yield Image(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _convert(raw: Path, target: Path) -> None:
+    """Raises RestoreError."""
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1", str(raw), str(target)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", umask=0o077)
+    except FileNotFoundError:
+        raise errors.RestoreError(
+            "qcow2 images need qemu-img, which is not on this machine.",
+            "Install it (qemu-utils, or qemu-img), or restore as raw.",
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise errors.RestoreError(f"qemu-img cannot write {target}: {error.stderr.strip()}.") from None
+
+
+def _make_durable(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

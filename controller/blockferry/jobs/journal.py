@@ -19,36 +19,45 @@ from pathlib import Path
 import msgspec
 
 from blockferry import errors
+from blockferry.engine import JournalEntry
 
 
 class OpenBackup(msgspec.Struct):
-    """The engine's ids of a backup that was not seen to end, and of its image transfers."""
+    """
+    A backup that was not seen to end.
 
-    backup_id: str
+    description: the backup's; finds it when the answer that held its id was never heard.
+    backup_id: None until that answer.  transfer_ids: its image transfers.
+    """
+
+    vm_id: str
+    description: str
+    backup_id: str | None = None
     transfer_ids: list[str] = []
 
 
 class Journal:
-    """The open journal of one VM. Its methods may be called from any thread."""
+    """
+    The open journal of one VM. Its methods may be called from any thread.
+
+    left_open: what an earlier run left behind; None when it ended well.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.left_open = _read(path)
         self._path = path
         self._lock = threading.Lock()
-        self.left_open = _read(path)
-        """What an earlier run left open; None when it ended well."""
         self._current: OpenBackup | None = None
 
-    def backup_started(self, backup_id: str) -> None:
-        """Write down a backup, before its answer is waited for."""
+    def record(self, entry: JournalEntry) -> None:
+        """Write down what the engine is asked for, or has made. Durable when this returns."""
         with self._lock:
-            self._current = OpenBackup(backup_id)
-            self._write()
-
-    def transfer_started(self, transfer_id: str) -> None:
-        """Write down a transfer of the current backup."""
-        with self._lock:
-            assert self._current is not None
-            self._current.transfer_ids.append(transfer_id)
+            if self._current is None or self._current.description != entry.description:
+                self._current = OpenBackup(entry.vm_id, entry.description)
+            if entry.backup_id is not None:
+                self._current.backup_id = entry.backup_id
+            if entry.transfer_id is not None:
+                self._current.transfer_ids.append(entry.transfer_id)
             self._write()
 
     def ended(self) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from blockferry import errors
 from blockferry.jobs import images, selection
 from blockferry.jobs.progress import Progress
 from blockferry.repository import DiskManifest, Manifest, Repository
-
-Format = Literal["raw", "qcow2"]
 
 
 class Restored(NamedTuple):
@@ -33,7 +31,7 @@ def run(
     repository: Repository,
     point: Manifest,
     directory: Path,
-    image_format: Format,
+    image_format: images.Format,
     disks: Sequence[str],
     replace: bool,
     progress: Progress,
@@ -66,7 +64,7 @@ def _restore_disk(
     point: Manifest,
     disk: DiskManifest,
     path: Path,
-    image_format: Format,
+    image_format: images.Format,
     progress: Progress,
 ) -> Restored:
     data = 0
@@ -81,7 +79,7 @@ def _restore_disk(
     return Restored(disk.id, disk.alias, str(path), disk.size, data)
 
 
-def _paths(disks: Sequence[DiskManifest], directory: Path, image_format: Format) -> list[Path]:
+def _paths(disks: Sequence[DiskManifest], directory: Path, image_format: images.Format) -> list[Path]:
     """Return an image's path for each disk, named by alias; the id tells apart what has the same name."""
     names = [_file_name(disk.alias) for disk in disks]
     return [

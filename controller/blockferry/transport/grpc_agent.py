@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import grpc
 
 from blockferry import errors
 from blockferry.transport.disk import Reading, Target
-from blockferry_agent import digest, status
 from blockferry_agent import errors as agent_errors
+from blockferry_agent import status
 from blockferry_agent.blocks import MAX_WINDOW, Block, Kind, ReadRequest, Summary
 from blockferry_agent.units import KiB
 from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
@@ -58,23 +58,18 @@ class GrpcTransport:
     """
     Reads through agents.
 
-    endpoint_of: finds the agent of a target's host; None when none was deployed there.
+    endpoint_of: finds the agent of a target's host; raises NotFound when none was deployed there.
     """
 
     name = "grpc"
 
-    def __init__(self, credentials: Credentials, endpoint_of: Callable[[Target], Endpoint | None]) -> None:
+    def __init__(self, credentials: Credentials, endpoint_of: Callable[[Target], Endpoint]) -> None:
         self._credentials = credentials
         self._endpoint_of = endpoint_of
 
     def open(self, target: Target) -> AgentDisk:
         """See `disk.Transport.open`."""
-        endpoint = self._endpoint_of(target)
-        if endpoint is None:
-            raise errors.AgentUnreachable(
-                f"No agent was deployed on host {target.host_name}.", "See `blockferry agent deploy --help`."
-            )
-        agent = Agent(endpoint, self._credentials)
+        agent = Agent(self._endpoint_of(target), self._credentials)
         try:
             agent.describe()
             size = agent.disk_size(target)
@@ -105,12 +100,12 @@ class Agent:
             grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate),
             options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", endpoint.server_name)],
         )
-        self._stub = agent_pb2_grpc.AgentStub(self._channel)
+        self._stub = agent_pb2_grpc.AgentStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     def describe(self) -> agent_pb2.DescribeReply:
         """Ask who is there. Refuses an agent that speaks another protocol."""
         with self._border():
-            reply = self._stub.Describe(agent_pb2.DescribeRequest(), timeout=PROBE_TIMEOUT)
+            reply: agent_pb2.DescribeReply = self._stub.Describe(agent_pb2.DescribeRequest(), timeout=PROBE_TIMEOUT)
         if reply.protocol != PROTOCOL:
             raise errors.AgentUnreachable(
                 f"{self._where} speaks protocol {reply.protocol}, this controller {PROTOCOL}.",
@@ -121,7 +116,7 @@ class Agent:
     def disk_size(self, target: Target) -> int:
         """Return the size in bytes that the agent sees; proves that it can reach the disk."""
         with self._border():
-            reply = self._stub.DescribeDisk(
+            reply: agent_pb2.DescribeDiskReply = self._stub.DescribeDisk(
                 agent_pb2.DescribeDiskRequest(ticket=_ticket(target)), timeout=3 * PROBE_TIMEOUT
             )
         return reply.size_bytes
@@ -142,7 +137,7 @@ class Agent:
                 ],
             )
         )
-        return AgentReading(call, request, self._border, self._where)
+        return AgentReading(call, self._border, self._where)
 
     def close(self) -> None:
         """Close the connection; what still runs on it ends with an error."""
@@ -174,34 +169,36 @@ class AgentDisk:
         self._agent.close()
 
 
+class _Call(Protocol):
+    """A call whose replies come as a stream."""
+
+    def __iter__(self) -> Iterator[agent_pb2.ReadBlocksReply]: ...
+
+    def cancel(self) -> bool: ...
+
+
 class AgentReading:
-    """Blocks as they come from an agent (`disk.Reading`), each checked before it is handed on."""
+    """Blocks as they come from an agent (`disk.Reading`)."""
 
     def __init__(
         self,
-        call: grpc.CallIterator[agent_pb2.ReadBlocksReply],
-        request: ReadRequest,
+        call: _Call,
         border: Callable[[], contextlib.AbstractContextManager[None]],
         where: str,
     ) -> None:
         self._call = call
-        self._request = request
         self._border = border
         self._where = where
         self._summary: Summary | None = None
 
     def __iter__(self) -> Iterator[Block]:
-        position = self._request.start
         blocks = moved = 0
         with self._border():
             for reply in self._call:
-                if self._summary is not None:
-                    raise self._nonsense("something behind the summary")
                 if reply.WhichOneof("reply") == "summary":
                     self._summary = _summary(reply.summary)
                     continue
-                block = self._checked(reply.block, position)
-                position = block.end
+                block = self._block(reply.block)
                 blocks += 1
                 moved += len(block.data)
                 yield block
@@ -220,25 +217,17 @@ class AgentReading:
         """See `disk.Reading.close`."""
         self._call.cancel()
 
-    def _checked(self, message: agent_pb2.Block, position: int) -> Block:
-        """Return the block that `message` holds. Raises ProtocolError unless it fits the request and its digest."""
-        request = self._request
+    def _block(self, message: agent_pb2.Block) -> Block:
+        """Return the block in `message`. Whether it is the right one, its receiver checks."""
         kind = _KINDS.get(message.kind)
-        block = Block(message.start, message.length, kind or Kind.DATA, message.xxh3, message.data)
-        if kind is None or block.length == 0 or block.start < position or block.end > request.start + request.length:
-            raise self._nonsense("a block out of place")
-        if kind is not Kind.ZERO and block.start // request.window != (block.end - 1) // request.window:
-            raise self._nonsense("a block across a window")
-        if kind is Kind.SAME and (block.start, block.length) not in request.known:
-            raise self._nonsense("a block that it was not told of")
-        if kind is Kind.DATA and (len(block.data) != block.length or digest.xxh3(block.data) != block.digest):
-            raise self._nonsense("a block whose digest is wrong")
-        return block
+        if kind is None:
+            raise self._nonsense(f"a block of kind {message.kind}")
+        return Block(message.start, message.length, kind, message.xxh3, message.data)
 
     def _nonsense(self, what: str) -> agent_errors.ProtocolError:
         return agent_errors.ProtocolError(
-            f"{self._where} sent {what} (at byte {self._request.start} and after).",
-            "Nothing of it was kept. Run the backup again; if it stays, deploy the agent again.",
+            f"{self._where[0].upper()}{self._where[1:]} sent {what}.",
+            "Run the backup again; if it stays, deploy the agent again.",
         )
 
 
