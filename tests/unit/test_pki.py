@@ -140,7 +140,7 @@ def test_controller_is_renewed_when_a_third_of_its_life_is_left(
         old = authority.controller()
     new = authority.controller()
     assert new.certificate != old.certificate
-    assert new.expires - datetime.now(UTC) > timedelta(days=396)
+    assert pki.expiry(new.certificate) - datetime.now(UTC) > timedelta(days=396)
     assert authority.controller() == new
 
 
@@ -153,13 +153,13 @@ def test_damaged_controller_identity_is_replaced(authority: pki.Authority, tmp_p
 
 def test_agent_certificate_is_fresh_only_for_its_own_names(authority: pki.Authority, stranger: pki.Authority) -> None:
     agent = authority.agent(HOST_ID, "host1.example.com")
-    assert authority.fresh_until(agent.certificate, HOST_ID, "host1.example.com") == agent.expires
-    assert authority.fresh_until(agent.certificate, HOST_ID, "192.0.2.1") is None
-    assert authority.fresh_until(agent.certificate, "other", "host1.example.com") is None
-    assert authority.fresh_until(b"nonsense", HOST_ID, "host1.example.com") is None
-    assert authority.fresh_until(authority.controller().certificate, HOST_ID, "host1.example.com") is None
+    assert authority.is_fresh(agent.certificate, HOST_ID, "host1.example.com")
+    assert not authority.is_fresh(agent.certificate, HOST_ID, "192.0.2.1")
+    assert not authority.is_fresh(agent.certificate, "other", "host1.example.com")
+    assert not authority.is_fresh(b"nonsense", HOST_ID, "host1.example.com")
+    assert not authority.is_fresh(authority.controller().certificate, HOST_ID, "host1.example.com")
     foreign = stranger.agent(HOST_ID, "host1.example.com")
-    assert authority.fresh_until(foreign.certificate, HOST_ID, "host1.example.com") is None
+    assert not authority.is_fresh(foreign.certificate, HOST_ID, "host1.example.com")
 
 
 def test_serials_are_random(authority: pki.Authority) -> None:

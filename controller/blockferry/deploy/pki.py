@@ -45,12 +45,11 @@ class Identity(NamedTuple):
     """
     What a peer shows in a TLS handshake.
 
-    certificate, key: PEM.  expires: when the certificate ends, in UTC.
+    certificate, key: PEM.
     """
 
     certificate: bytes
     key: bytes
-    expires: datetime
 
 
 def agent_name(host_id: str) -> str:
@@ -62,6 +61,11 @@ def agent_name(host_id: str) -> str:
     """
     label = re.sub("[^a-z0-9-]", "-", host_id.lower())
     return f"{label[:63]}.agent.blockferry.invalid"
+
+
+def expiry(certificate: bytes) -> datetime:
+    """Return when a certificate (PEM) ends, in UTC."""
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
 class Authority:
@@ -130,15 +134,15 @@ class Authority:
         """Issue a new identity for the agent of a host. address: IP address or DNS name that clients connect to."""
         return self._issue(AGENT_ROLE, ExtendedKeyUsageOID.SERVER_AUTH, _agent_names(host_id, address))
 
-    def fresh_until(self, certificate: bytes, host_id: str, address: str) -> datetime | None:
-        """Return when an agent's certificate (PEM) ends; None when the agent needs a new one."""
+    def is_fresh(self, certificate: bytes, host_id: str, address: str) -> bool:
+        """Say whether the certificate (PEM) of an agent is ours, has its names, and need not be renewed yet."""
         try:
             parsed = x509.load_pem_x509_certificate(certificate)
             names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (ValueError, x509.ExtensionNotFound):
-            return None
+            return False
         wanted = [x509.UniformResourceIdentifier(AGENT_ROLE), *_agent_names(host_id, address)]
-        return parsed.not_valid_after_utc if self._is_fresh(parsed) and list(names) == wanted else None
+        return list(names) == wanted and self._is_fresh(parsed)
 
     def _is_fresh(self, certificate: x509.Certificate) -> bool:
         try:
@@ -238,6 +242,4 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _identity(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Identity:
-    return Identity(
-        certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key), certificate.not_valid_after_utc
-    )
+    return Identity(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key))

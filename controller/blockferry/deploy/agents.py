@@ -1,0 +1,205 @@
+"""Deploy the agent on a host, see how it does, remove it: the story, as it goes on the controller."""
+
+import ipaddress
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from blockferry import errors
+from blockferry.deploy import bundle, interpreter, pki, registry, ssh
+from blockferry.deploy.directory import About, AgentDirectory, Found, Release
+
+DEFAULT_DIRECTORY = "/opt/blockferry-agent"
+DEFAULT_PORT = 54330
+
+
+class Host(NamedTuple):
+    """A host as the engine knows it. address: IP address or DNS name."""
+
+    id: str
+    name: str
+    address: str
+
+
+class Options(NamedTuple):
+    """
+    How an agent is deployed.
+
+    directory: the agent's own directory on the host, absolute.  port: where it listens.
+    listen: the IP address where it listens; empty means: the one by which SSH reached the host.
+    python: a command or path on the host; empty means: find one.
+    control_socket, data_socket, nbd_directories: as in `blockferry_agent.config`; None means: its defaults.
+    """
+
+    directory: str = DEFAULT_DIRECTORY
+    port: int = DEFAULT_PORT
+    listen: str = ""
+    python: str = ""
+    control_socket: str | None = None
+    data_socket: str | None = None
+    nbd_directories: tuple[str, ...] | None = None
+
+
+class Deployed(NamedTuple):
+    """What a deployment led to. changed: False when this very agent served already, and nothing was touched."""
+
+    record: registry.Record
+    changed: bool
+
+
+class Status(NamedTuple):
+    """
+    How the agent of a host does.
+
+    record: what the controller knows; None when it deployed none there.
+    found: what the host says. A `found.pid` means that the agent serves, not that the network lets the controller reach
+    it: `transport` finds that out.
+    """
+
+    record: registry.Record | None
+    directory: str
+    found: Found
+
+
+class Agents:
+    """
+    The agents of one controller. Every method raises HostKeyMismatch and DeployError.
+
+    registry: what is known without asking the hosts.
+    """
+
+    def __init__(self, state: Path, bundles: Callable[[interpreter.Interpreter], bundle.Bundle]) -> None:
+        """
+        state: the controller's state directory.  bundles: makes the bundle for a host's Python (`bundle.build`).
+        """
+        self._state = state
+        self._bundles = bundles
+        self.registry = registry.Registry(state)
+
+    def deploy(self, host: Host, login: ssh.Login, options: Options) -> Deployed:
+        """
+        Bring the agent to a host and start it; does nothing when this very agent serves there already.
+
+        When the new agent does not come to serve, the one before is started again, and DeployError has its last words.
+        Raises Conflict while somebody else deploys there.
+        """
+        self._refuse_second_directory(host, options.directory)
+        authority = pki.Authority.open(self._state)
+        address = _address(host, options)
+        with ssh.connect(login) as connection:
+            python = interpreter.find(connection, options.python)
+            made = self._bundles(python)
+            about = About(
+                bundle=made.digest,
+                version=made.version,
+                python=python.path,
+                python_version=str(python),
+                deployed=datetime.now(UTC),
+            )
+            config = _config(options, options.listen or connection.peer)
+            directory = AgentDirectory(connection, python.path, options.directory)
+            found = directory.inspect()
+            release = _serving(found, about, config)
+            changed = release is None or not authority.is_fresh(release.certificate.encode(), host.id, address)
+            if release is None or changed:
+                identity = authority.agent(host.id, address)
+                release = Release(about=about, config=config, certificate=identity.certificate.decode())
+                files = {
+                    "agent.json": _json(config),
+                    "release.json": _json(about),
+                    "agent.crt": identity.certificate,
+                    "agent.key": identity.key,
+                    "ca.crt": authority.certificate,
+                }
+                if made.digest not in found.bundles:
+                    files["bundle.tar.gz"] = made.data
+                directory.install(files)
+        record = registry.Record(
+            host_id=host.id,
+            host_name=host.name,
+            host_address=host.address,
+            address=address,
+            port=options.port,
+            server_name=pki.agent_name(host.id),
+            directory=options.directory,
+            python=release.about.python_version,
+            version=release.about.version,
+            bundle=release.about.bundle,
+            deployed=release.about.deployed,
+            certificate_expires=pki.expiry(release.certificate.encode()),
+        )
+        self.registry.put(record)
+        return Deployed(record, changed)
+
+    def status(self, host: Host, login: ssh.Login, options: Options) -> Status:
+        """Ask a host how its agent does. The directory is the one it was deployed to, else that of the options."""
+        record = self._record(host)
+        path = record.directory if record else options.directory
+        with ssh.connect(login) as connection:
+            python = interpreter.find(connection, options.python)
+            return Status(record, path, AgentDirectory(connection, python.path, path).inspect())
+
+    def remove(self, host: Host, login: ssh.Login, options: Options) -> bool:
+        """
+        Stop the agent, delete its directory and forget it; False when there was none.
+
+        Raises Conflict while somebody else deploys there.
+        """
+        record = self._record(host)
+        path = record.directory if record else options.directory
+        with ssh.connect(login) as connection:
+            python = interpreter.find(connection, options.python)
+            removed = AgentDirectory(connection, python.path, path).remove()
+        self.registry.forget(host.id)
+        return removed
+
+    def _record(self, host: Host) -> registry.Record | None:
+        return next((record for record in self.registry.records() if record.host_id == host.id), None)
+
+    def _refuse_second_directory(self, host: Host, directory: str) -> None:
+        record = self._record(host)
+        if record is not None and record.directory != directory:
+            raise errors.DeployError(
+                f"The agent of host {host.name} is in {record.directory}, not in {directory}.",
+                "Remove it first (`blockferry agent remove`), or keep agent.directory as it was.",
+            )
+
+
+def _address(host: Host, options: Options) -> str:
+    """Return where clients reach the agent: where it listens, or the host's address if that is everywhere."""
+    if not options.listen:
+        return host.address
+    try:
+        listen = ipaddress.ip_address(options.listen)
+    except ValueError as error:
+        raise errors.DeployError(f"{options.listen!r} is no IP address to listen on.") from error
+    return host.address if listen.is_unspecified else options.listen
+
+
+def _config(options: Options, listen: str) -> dict[str, Any]:
+    """Return the agent's configuration (`blockferry_agent.config`); relative paths start at the release."""
+    config: dict[str, Any] = {
+        "listen": [f"[{listen}]:{options.port}" if ":" in listen else f"{listen}:{options.port}"],
+        "tls": {"certificate": "agent.crt", "key": "agent.key", "ca": "ca.crt"},
+        "pid_file": "../../run/agent.pid",
+    }
+    for key in ("control_socket", "data_socket", "nbd_directories"):
+        value = getattr(options, key)
+        if value is not None:
+            config[key] = list(value) if isinstance(value, tuple) else value
+    return config
+
+
+def _serving(found: Found, about: About, config: dict[str, Any]) -> Release | None:
+    """Return the release in force if it serves and is what would be deployed now."""
+    release = found.release
+    if found.pid is None or release is None or release.config != config:
+        return None
+    return release if msgspec.structs.replace(release.about, deployed=about.deployed) == about else None
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=4) + b"\n"

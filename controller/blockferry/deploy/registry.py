@@ -1,0 +1,93 @@
+"""
+What the controller knows about the agents that it deployed: one file for each host.
+
+    <state>/agents/<host id>.json
+"""
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from blockferry import errors
+from blockferry.deploy import files
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    An agent that was deployed.
+
+    host_id, host_name, host_address: of the engine's host.
+    address, port: where the agent listens.  server_name: the name in its certificate that holds for any address.
+    directory: on the host.  python: the version that runs it.  version: of the agent.  bundle: digest of its archive.
+    deployed, certificate_expires: in UTC.
+    """
+
+    host_id: str
+    host_name: str
+    host_address: str
+    address: str
+    port: int
+    server_name: str
+    directory: str
+    python: str
+    version: str
+    bundle: str
+    deployed: datetime
+    certificate_expires: datetime
+
+
+class Registry:
+    """The records of one controller. Every change is complete or did not happen."""
+
+    def __init__(self, state: Path) -> None:
+        self._directory = state / "agents"
+
+    def records(self) -> list[Record]:
+        """Return all records, by the hosts' names. Raises DeployError."""
+        records = [self._read(path) for path in self._directory.glob("[!.]*.json")]
+        return sorted((record for record in records if record), key=lambda record: (record.host_name, record.host_id))
+
+    def find(self, host: str) -> Record:
+        """Return the record of a host by its id, name or address. Raises NotFound, Ambiguous, DeployError."""
+        records = self.records()
+        for fits in (
+            [record for record in records if record.host_id == host],
+            [record for record in records if host in (record.host_name, record.host_address)],
+        ):
+            if len(fits) > 1:
+                ids = ", ".join(record.host_id for record in fits)
+                raise errors.Ambiguous(f"Several hosts are called {host}: {ids}.", "Use the id.")
+            if fits:
+                return fits[0]
+        raise errors.NotFound(f"No agent was deployed on host {host}.", "See `blockferry agent deploy --help`.")
+
+    def put(self, record: Record) -> None:
+        """Remember a record in place of what was known about its host. Raises DeployError."""
+        path = self._path(record.host_id)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.replace(path, msgspec.json.format(msgspec.json.encode(record), indent=4) + b"\n")
+        except OSError as error:
+            raise errors.DeployError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def forget(self, host_id: str) -> None:
+        """Forget a host; one that is not known is ignored."""
+        self._path(host_id).unlink(missing_ok=True)
+
+    def _path(self, host_id: str) -> Path:
+        """Return a record's file. A host id is a name here, never a path."""
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}", host_id):
+            raise errors.DeployError(f"{host_id!r} cannot be the id of a host.")
+        return self._directory / f"{host_id}.json"
+
+    def _read(self, path: Path) -> Record | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Record)
+        except FileNotFoundError:
+            return None  # forgotten just now
+        except (OSError, msgspec.MsgspecError) as error:
+            raise errors.DeployError(
+                f"{path} cannot be read: {error}.", "Remove it, then deploy the agent on that host again."
+            ) from error
