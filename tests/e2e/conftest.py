@@ -13,6 +13,7 @@ import ovirtsdk4
 import pytest
 from ovirtsdk4 import services
 
+from tests.conftest import NewVm
 from tests.lab.engine import EngineSimulator
 from tests.lab.lab import Lab, NewDisk, Vm
 
@@ -68,12 +69,11 @@ def connection(connect: Callable[..., ovirtsdk4.Connection]) -> Iterator[ovirtsd
 
 
 @pytest.fixture
-def small_vm(lab: Lab) -> Iterator[Vm]:
-    """A VM that runs, with a small qcow2 and a small raw disk and no guest worth the name."""
-    vm = lab.new_vm(disks=SMALL_DISKS, start=False)
+def small_vm(lab: Lab, new_vm: NewVm) -> Vm:
+    """A VM that runs, with a small qcow2 and a small raw disk, and no guest worth the name."""
+    vm = new_vm(disks=SMALL_DISKS, start=False)
     lab.host.start_vm(vm.id)
-    yield vm
-    lab.host.remove_vm(vm.id)
+    return vm
 
 
 @pytest.fixture

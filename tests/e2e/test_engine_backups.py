@@ -200,7 +200,7 @@ def test_vm_that_dies_fails_the_backup_at_finalize_and_cannot_start_before(vm_se
     wait_until(service, types.BackupPhase.READY)
     lab.host.kill_vm(small_vm.id)
     assert service.get().phase == types.BackupPhase.READY
-    with pytest.raises(ovirtsdk4.Error, match="Cannot run VM. The VM is during a backup operation."):
+    with pytest.raises(ovirtsdk4.Error, match="Cannot run VM"):
         vm_service.start()
     service.finalize()
     wait_until(service, types.BackupPhase.FAILED)
@@ -255,7 +255,7 @@ def test_cold_backup_blocks_the_start(vm_service, lab, small_vm) -> None:
     service = start(vm_service)
     backup = wait_until(service, types.BackupPhase.READY)
     assert backup.host is None and backup.snapshot is None
-    with pytest.raises(ovirtsdk4.Error, match="Cannot run VM. The VM is during a backup operation."):
+    with pytest.raises(ovirtsdk4.Error, match="Cannot run VM"):
         vm_service.start()
     cow = next(disk for disk in small_vm.disks if disk.format == "qcow2")
     assert lab.host.volume(cow.path).bitmaps == {backup.to_checkpoint_id: {"auto"}}
@@ -327,7 +327,7 @@ def test_checkpoints_are_removed_but_not_during_a_backup(vm_service, lab, small_
     service = start(vm_service)
     wait_until(service, types.BackupPhase.READY)
     checkpoints = vm_service.checkpoints_service()
-    with pytest.raises(ovirtsdk4.Error, match="Cannot remove checkpoint. The VM is during a backup") as caught:
+    with pytest.raises(ovirtsdk4.Error, match="Cannot remove checkpoint") as caught:
         checkpoints.checkpoint_service(second).remove()
     assert caught.value.code == 409
     finalize(service)

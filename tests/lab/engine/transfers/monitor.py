@@ -33,8 +33,8 @@ class Monitor:
         while not self._transfer.phase.finished:
             match self._transfer.phase:
                 case TransferPhase.TRANSFERRING:
-                    self._watch()
-                    self._wait_in(TransferPhase.TRANSFERRING)
+                    if not self._leaves(TransferPhase.TRANSFERRING, self._context.settings.poll_interval):
+                        self._watch()
                 case TransferPhase.RESUMING:
                     self._resume()
                 case TransferPhase.FINALIZING_SUCCESS:
@@ -44,7 +44,7 @@ class Monitor:
                 case TransferPhase.CANCELLED_SYSTEM:
                     self._fail()
                 case paused:
-                    self._wait_in(paused, timeout=None)
+                    self._leaves(paused)
 
     def _start(self) -> None:
         try:
@@ -226,11 +226,9 @@ class Monitor:
             self._transfer.modified = model.now()
             self._db.changed.notify_all()
 
-    def _wait_in(self, phase: TransferPhase, timeout: float | None = 0.0) -> None:
-        """Wait until the phase is another; timeout 0: at most until the next look at the ticket."""
-        if timeout == 0.0:
-            timeout = self._context.settings.poll_interval
-        self._context.workers.wait(lambda: self._transfer.phase is not phase, timeout)
+    def _leaves(self, phase: TransferPhase, timeout: float | None = None) -> bool:
+        """Wait until somebody changes the phase, for so many seconds or for ever. Has it changed?"""
+        return self._context.workers.wait(lambda: self._transfer.phase is not phase, timeout)
 
     def _event(self, code: int, **values: str) -> None:
         self._context.events.add(code, None, self._transfer.correlation_id, **values)
