@@ -4,7 +4,9 @@ The lab's host and guest, by themselves: what every other test of the lab takes 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import signal
 import ssl
 import subprocess
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NewVm
-from tests.lab import errors, exports, processes, reaper, storage
+from tests.lab import cache, errors, exports, processes, reaper, storage
 from tests.lab.backups import BackupDisk, CheckpointSpec, Mode
 from tests.lab.domains import DiskSpec
 from tests.lab.host import Host
@@ -383,15 +385,20 @@ def other_lab() -> Iterator[tuple[subprocess.Popen[str], Path]]:
         owner.stdout.close()
 
 
-def processes_of(directory: Path) -> list[str]:
-    """The command lines that belong to a lab, by an independent look."""
-    listing = processes.run("ps", "-e", "-ww", "-o", "pid,args")
-    return [line for line in listing.splitlines() if str(directory) in line]
+def processes_of(directory: Path) -> dict[int, str]:
+    """The command lines that name a lab, by process id: another look than the reaper's own."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(directory) in command:
+                found[int(entry.name)] = command
+    return found
 
 
 def test_reaper_clears_up_after_a_killed_owner(other_lab: tuple[subprocess.Popen[str], Path]) -> None:
     owner, directory = other_lab
-    assert any("qemu-system" in line for line in processes_of(directory))
+    assert any("qemu-system" in command for command in processes_of(directory).values())
     owner.send_signal(signal.SIGKILL)
     processes.wait_for("reaping", lambda: not directory.exists(), timeout=30)
     processes.wait_for("end of the reaper", lambda: not processes_of(directory))
@@ -401,13 +408,49 @@ def test_sweep_clears_up_when_the_reaper_was_killed_too(
     other_lab: tuple[subprocess.Popen[str], Path],
 ) -> None:
     owner, directory = other_lab
-    (keeper,) = (line for line in processes_of(directory) if "tests.lab.reaper" in line)
+    (keeper,) = (pid for pid, command in processes_of(directory).items() if "tests.lab.reaper" in command)
     reaper.sweep()
     assert directory.exists(), "it has an owner"
-    processes.run("kill", "-KILL", keeper.split()[0])
+    os.kill(keeper, signal.SIGKILL)
     owner.kill()
     owner.wait()
     assert directory.exists()
     reaper.sweep()
     assert not directory.exists()
     assert not processes_of(directory)
+
+
+def test_lab_for_playing() -> None:
+    directory = reaper.ROOT / f"{reaper.PREFIX}{new_id()[:8]}"
+    command = (sys.executable, "-m", "tests.lab")
+    with pytest.raises(errors.LabError, match="No lab is up"):
+        processes.run(*command, "status", "--directory", directory)
+    try:
+        reach = processes.run(*command, "up", "--directory", directory)
+        assert f"{directory}/config.toml" in reach
+        assert "db01" in processes.run(*command, "status", "--directory", directory)
+        with pytest.raises(errors.LabError, match="up already"):
+            processes.run(*command, "up", "--directory", directory)
+    finally:
+        processes.run(*command, "down", "--directory", directory)
+    assert not list(reaper.ROOT.glob(f"{directory.name}*"))
+    assert not processes_of(directory)
+
+
+def test_cache_builds_once_and_keeps_no_half_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLOCKFERRY_LAB_CACHE", str(tmp_path))
+
+    def fail(directory: Path) -> None:
+        (directory / "half").touch()
+        raise errors.LabError("broken")
+
+    def build(directory: Path) -> None:
+        (directory / "whole").touch()
+
+    with pytest.raises(errors.LabError):
+        cache.entry("thing", [b"input"], fail)
+    entry = cache.entry("thing", [b"input"], build)
+    assert [path.name for path in entry.iterdir()] == ["whole"]
+    assert cache.entry("thing", [b"input"], fail) == entry
+    assert cache.entry("thing", [b"other"], build) != entry
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["thing-", "thing-", "thing."]

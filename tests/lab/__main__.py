@@ -5,7 +5,7 @@ Keep a lab up for playing.
     python -m tests.lab status  say it again
     python -m tests.lab down    stop it and remove everything
 
-The lab runs in a process of its own (`serve`), which ends on SIGTERM.
+Each takes --directory to tell several labs apart.  The lab runs in a process of its own (`serve`), which ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,32 +24,30 @@ from tests.lab import configuration, processes, reaper
 from tests.lab.errors import LabError
 from tests.lab.lab import Lab
 
-DIRECTORY = reaper.ROOT / f"{reaper.PREFIX}lab"
 REPOSITORY_ROOT = Path(__file__).parents[2]
-
-# Beside the directory, because it must be there before and after it.
-LOG = DIRECTORY.with_suffix(".log")
 STATE = "lab.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__.strip().splitlines()[0])
     parser.add_argument("command", choices=["up", "status", "down", "serve"])
-    command = parser.parse_args().command
+    parser.add_argument("--directory", type=Path, default=reaper.ROOT / f"{reaper.PREFIX}lab")
+    arguments = parser.parse_args()
+    commands = {"up": up, "status": status, "down": down, "serve": serve}
     try:
-        {"up": up, "status": status, "down": down, "serve": serve}[command]()
+        commands[arguments.command](arguments.directory)
     except LabError as error:
         sys.exit(f"lab: {error}")
 
 
-def up() -> None:
+def up(directory: Path) -> None:
     """Start a supervisor and wait until its lab is complete."""
     reaper.sweep()
-    if DIRECTORY.exists():
-        raise LabError(f"A lab is up already in {DIRECTORY}: see `python -m tests.lab status`")
-    with LOG.open("wb") as log:
+    if directory.exists():
+        raise LabError(f"A lab is up already in {directory}: see `python -m tests.lab status`")
+    with _log(directory).open("wb") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "tests.lab", "serve"],
+            [sys.executable, "-m", "tests.lab", "serve", "--directory", str(directory)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -59,8 +57,8 @@ def up() -> None:
 
     def complete() -> bool:
         if supervisor.poll() is not None:
-            raise LabError(f"The lab did not come up:\n{LOG.read_text().strip()}")
-        return (DIRECTORY / STATE).exists()
+            raise LabError(f"The lab did not come up:\n{_log(directory).read_text().strip()}")
+        return (directory / STATE).exists()
 
     print("lab: starting (the first time this fetches a kernel and a Python)", flush=True)
     try:
@@ -69,32 +67,33 @@ def up() -> None:
         supervisor.terminate()
         supervisor.wait()
         raise
-    status()
+    status(directory)
 
 
-def status() -> None:
+def status(directory: Path) -> None:
     """Print how to reach everything."""
-    for name, value in _state()["reach"].items():
+    for name, value in _state(directory)["reach"].items():
         print(f"{name:15} {value}")
 
 
-def down() -> None:
+def down(directory: Path) -> None:
     """Stop the supervisor, and with it the lab."""
     reaper.sweep()
-    if not DIRECTORY.exists():
+    if not directory.exists():
+        _log(directory).unlink(missing_ok=True)
         print("lab: not up")
         return
     with contextlib.suppress(ProcessLookupError):
-        os.kill(_state()["supervisor"], signal.SIGTERM)
-    processes.wait_for("the end of the lab", lambda: not DIRECTORY.exists(), timeout=60)
-    LOG.unlink(missing_ok=True)
+        os.kill(_state(directory)["supervisor"], signal.SIGTERM)
+    processes.wait_for("the end of the lab", lambda: not directory.exists(), timeout=60)
+    _log(directory).unlink(missing_ok=True)
 
 
-def serve() -> None:
+def serve(directory: Path) -> None:
     """Be the supervisor: run a lab until SIGTERM."""
     # As an exception it leaves the with statement below, so that the lab is taken down in order.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    with Lab.up(DIRECTORY) as lab:
+    with Lab.up(directory) as lab:
         vm = lab.new_vm("db01")
         reach = {
             "directory": str(lab.directory),
@@ -114,9 +113,14 @@ def serve() -> None:
             signal.pause()
 
 
-def _state() -> dict:  # type: ignore[type-arg]
+def _log(directory: Path) -> Path:
+    """Beside the lab's directory, because it must be there before and after it."""
+    return directory.with_suffix(".log")
+
+
+def _state(directory: Path) -> dict:  # type: ignore[type-arg]
     try:
-        return json.loads((DIRECTORY / STATE).read_text())  # type: ignore[no-any-return]
+        return json.loads((directory / STATE).read_text())  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise LabError("No lab is up: start one with `python -m tests.lab up`") from None
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.lab import (
@@ -39,6 +40,8 @@ from tests.lab.storage import Format, Volume
 
 class Host:
     """
+    before_ticket: called with each ticket before the daemon gets it, when its NBD server runs already: what an
+    independent tool copies then is what a backup must hold.
     address: of imageio and sshd.  python: the Python that an agent finds here, 3.9 as on EL9.
     ssh_public_key: "ssh-ed25519 AAAA…".  ssh_fingerprint: "SHA256:…".
     """
@@ -50,6 +53,7 @@ class Host:
         self.address = "127.0.0.1"
         self.directory = directory
         self.python = host_python.build()
+        self.before_ticket: Callable[[dict[str, object]], None] | None = None
         image = GuestImage.build()
 
         for path in ("libvirt", "run/imageio", "sshd", "boot"):
@@ -287,6 +291,8 @@ class Host:
 
     def add_ticket(self, ticket: dict[str, object]) -> None:
         """ticket: what the engine sends, with its id in "uuid"."""
+        if self.before_ticket is not None:
+            self.before_ticket(ticket)
         self._imageio.add_ticket(ticket)
 
     def get_ticket(self, ticket_id: str) -> dict[str, object] | None:

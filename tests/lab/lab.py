@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 import shutil
 import uuid
@@ -36,7 +37,7 @@ MiB = 1 << 20
 GUEST_MEMORY = 192 * MiB
 
 PROGRAMS = (
-    *("libvirtd", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "nbdcopy", "nbdinfo", "ssh"),
+    *("libvirtd", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "nbdcopy", "nbdinfo", "ssh", "sshd"),
     *("ssh-keygen", "setpriv", "mke2fs", "busybox", "cpio", "depmod", "mmdebstrap", "dpkg-deb"),
 )
 
@@ -202,6 +203,8 @@ class Lab:
 
 def check_machine() -> None:
     """Raises LabError when this machine cannot run a lab."""
+    if os.geteuid() != 0:
+        raise LabError("The lab needs root: it runs sshd for root, and QEMU as another user")
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         raise LabError(f"The lab cannot run here, programs are missing: {', '.join(missing)}; run `sh tests/setup`")

@@ -5,6 +5,7 @@ qemu-nbd for transfers that no running VM serves: hybrid, cold and plain ones (v
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from pathlib import Path
 
@@ -68,8 +69,8 @@ class Servers:
         bitmap: str | None,
         backing_chain: bool,
     ) -> str:
-        socket = self._socket(transfer_id)
-        command = ["qemu-nbd", "--socket", str(socket), "--persistent", "--shared=8"]
+        address = self._socket(transfer_id)
+        command = ["qemu-nbd", "--socket", str(address), "--persistent", "--shared=8"]
         command += ["--export-name=", "--cache=none", "--aio=native"]
         if format != "raw":
             command.append("--allocation-depth")
@@ -82,14 +83,14 @@ class Servers:
         command.append("json:" + json.dumps(_image(path, format, backing_chain)))
         server = processes.Daemon([*processes.AS_USER, *command], lab=self._lab, log=self._log)
         try:
-            server.wait_until(socket.exists)
+            server.wait_until(lambda: _greets(address))
         except errors.LabError as error:
             server.stop()
             raise errors.HostError(str(error)) from error
-        socket.chmod(0o660)
+        address.chmod(0o660)
         with self._lock:
             self._servers[transfer_id] = server
-        return f"nbd:unix:{socket}"
+        return f"nbd:unix:{address}"
 
     def _socket(self, transfer_id: str) -> Path:
         return self._directory / f"{transfer_id}.sock"
@@ -103,6 +104,19 @@ def _image(path: Path, format: Format, backing_chain: bool) -> dict[str, object]
     if format != "raw" and not backing_chain:
         image["backing"] = None
     return image
+
+
+def _greets(path: Path) -> bool:
+    """
+    Whether a server greets a client; its socket appears earlier, before it listens and before it has the image open.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        try:
+            client.connect(str(path))
+            return client.recv(8) == b"NBDMAGIC"
+        except OSError:
+            return False
 
 
 def _check_options(format: Format, readonly: bool, bitmap: str | None, backing_chain: bool) -> None:

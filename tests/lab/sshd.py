@@ -47,7 +47,7 @@ Subsystem sftp internal-sftp
 SetEnv {processes.MARK}={lab}
 """)
         # sshd wants to be called by its full path, because it starts itself again for each connection.
-        program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin") or "/usr/sbin/sshd"
+        program = shutil.which("sshd") or "sshd"
         self._daemon = processes.Daemon([program, "-D", "-e", "-f", configuration], lab=lab, log=directory / "sshd.log")
 
     def wait(self) -> None:
