@@ -1,0 +1,420 @@
+"""Deploying to a real sshd: the agent in its own directory, and nothing outside of it."""
+
+import fcntl
+import functools
+import hashlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import blockferry_agent
+from blockferry import errors
+from blockferry.deploy import agents, bundle, hostkey, interpreter, onhost, pki, ssh
+from blockferry.transport import grpc_agent
+from tests.unit.sshd import Sshd
+
+CACHE = Path.home() / ".cache" / "blockferry"
+PYTHON39 = Path("/root/.pyenv/versions/3.9.18/bin/python3")
+HOST = agents.Host("aaaaaaaa-0000-4000-8000-0000000000a1", "host1", "127.0.0.1")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_for(ready: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with Sshd(tmp_path_factory.mktemp("agents") / "sshd", key_types=("ed25519",)) as server:
+        yield server
+
+
+class Controller:
+    """A controller with a state of its own, and the directory on the host that it deploys to."""
+
+    def __init__(self, directory: Path, sshd: Sshd) -> None:
+        self.state = directory / "state"
+        self.home = directory / "opt" / "blockferry-agent"
+        self.home.parent.mkdir()
+        self.login = sshd.login()
+        self.options = agents.Options(directory=str(self.home), port=free_port(), python=sys.executable)
+        self.bundles = functools.partial(bundle.build, CACHE)
+
+    @property
+    def known(self) -> agents.Agents:
+        return agents.Agents(self.state, self.bundles)
+
+    def deploy(self, **changes: object) -> agents.Deployed:
+        return self.known.deploy(HOST, self.login, self.options._replace(**changes))
+
+    def status(self) -> agents.Status:
+        return self.known.status(HOST, self.login, self.options)
+
+    def remove(self) -> bool:
+        return self.known.remove(HOST, self.login, self.options)
+
+    def broken(self, program: bytes) -> None:
+        """Deploy from now on an agent that is only this program."""
+        data = bundle.pack({"__main__.py": program})
+        self.bundles = lambda _: bundle.Bundle(data, hashlib.sha256(data).hexdigest(), "0.broken")
+
+    def describe(self, record: agents.registry.Record) -> str:
+        """Ask the agent over mutual TLS for its version."""
+        authority = pki.Authority.open(self.state)
+        credentials = grpc_agent.Credentials(authority.certificate, *authority.controller())
+        endpoint = grpc_agent.Endpoint(record.address, record.port, record.server_name)
+        agent = grpc_agent.Agent(endpoint, credentials)
+        try:
+            version: str = agent.describe().version
+            return version
+        finally:
+            agent.close()
+
+    def pids(self) -> list[int]:
+        return sorted(onhost.processes(self.home.resolve()))
+
+
+@pytest.fixture
+def controller(tmp_path: Path, sshd: Sshd) -> Iterator[Controller]:
+    made = Controller(tmp_path, sshd)
+    yield made
+    for pid in made.pids():
+        os.kill(pid, signal.SIGKILL)
+
+
+def tree(directory: Path) -> dict[str, int]:
+    """All that is in the agent's directory, with modes; of a bundle only that it is there."""
+    paths = [path for path in directory.rglob("*") if "bundles" not in path.relative_to(directory).parts[:-2]]
+    return {str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode) for path in paths}
+
+
+def test_deploy_status_remove(controller: Controller) -> None:
+    deployed = controller.deploy()
+    record = deployed.record
+    assert deployed.changed
+    assert (record.address, record.port) == ("127.0.0.1", controller.options.port)
+    assert record.python == ".".join(map(str, sys.version_info[:3]))
+    assert record.certificate_expires - datetime.now(UTC) > timedelta(days=396)
+    assert controller.describe(record) == blockferry_agent.__version__
+    assert controller.known.registry.find("host1") == record
+
+    state = controller.status()
+    assert [state.found.pid] == controller.pids()
+    assert state.found.release is not None
+    assert state.found.release.about.version == blockferry_agent.__version__
+    assert state.record == record
+
+    release = str((controller.home / "current").readlink())
+    assert tree(controller.home) == {
+        ".blockferry-agent": 0o644,
+        "bundles": 0o755,
+        f"bundles/{record.bundle}": 0o755,
+        "current": 0o777,
+        "incoming": 0o700,
+        "lock": 0o644,
+        "log": 0o755,
+        "log/agent.log": 0o644,
+        "releases": 0o755,
+        release: 0o700,
+        f"{release}/agent.crt": 0o600,
+        f"{release}/agent.json": 0o600,
+        f"{release}/agent.key": 0o600,
+        f"{release}/ca.crt": 0o600,
+        f"{release}/release.json": 0o600,
+        "run": 0o700,
+        "run/agent.pid": 0o644,
+    }
+
+    assert controller.remove()
+    assert controller.pids() == []
+    assert list(controller.home.parent.iterdir()) == []
+    assert controller.known.registry.records() == []
+    assert not controller.remove()
+
+
+@pytest.mark.skipif(not PYTHON39.exists(), reason="no Python 3.9 here; the lab's host has one")
+def test_python_39(controller: Controller) -> None:
+    record = controller.deploy(python=str(PYTHON39)).record
+    assert record.python == "3.9.18"
+    assert controller.describe(record) == blockferry_agent.__version__
+
+
+def test_python_behind_a_wrapper(controller: Controller, tmp_path: Path) -> None:
+    wrapper = tmp_path / "python3"
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    controller.deploy(python=str(wrapper))
+    assert not controller.deploy(python=str(wrapper)).changed
+
+
+def test_deploying_twice_touches_nothing(controller: Controller) -> None:
+    first = controller.deploy()
+    before = tree(controller.home), controller.pids()
+    second = controller.deploy()
+    assert (tree(controller.home), controller.pids()) == before
+    assert second == (first.record, False)
+
+
+def test_agent_outlives_the_login_and_its_shell(controller: Controller) -> None:
+    controller.deploy()
+    [pid] = controller.pids()
+    assert os.getsid(pid) == pid
+    assert {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in (0, 1, 2)} == {
+        "/dev/null",
+        str(controller.home / "log" / "agent.log"),
+    }
+
+
+def test_change_replaces_the_agent(controller: Controller) -> None:
+    old = controller.deploy().record
+    pids = controller.pids()
+    new = controller.deploy(port=free_port())
+    assert new.changed
+    assert controller.describe(new.record)
+    assert len(controller.pids()) == 1
+    assert controller.pids() != pids
+    assert len(list((controller.home / "releases").iterdir())) == 1
+    with pytest.raises(errors.AgentUnreachable):
+        controller.describe(old)
+
+
+def test_dead_agent_is_started_again(controller: Controller) -> None:
+    controller.deploy()
+    os.kill(controller.pids()[0], signal.SIGKILL)
+    wait_for(lambda: not controller.pids())
+    assert controller.status().found.pid is None
+    deployed = controller.deploy()
+    assert deployed.changed
+    assert controller.describe(deployed.record)
+
+
+def test_certificate_is_renewed_in_time(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pki, "_LEAF_LIFE", timedelta(days=100))
+        old = controller.deploy().record
+    new = controller.deploy()
+    assert new.changed
+    assert new.record.bundle == old.bundle
+    assert new.record.certificate_expires - datetime.now(UTC) > timedelta(days=396)
+
+
+def test_lost_record_comes_back(controller: Controller) -> None:
+    record = controller.deploy().record
+    controller.known.registry.forget(HOST.id)
+    assert controller.deploy() == (record, False)
+    assert controller.known.registry.find(HOST.id) == record
+
+
+# When the new agent does not come to serve.
+
+
+def test_port_taken_leaves_nothing_running(controller: Controller) -> None:
+    with socket.create_server(("127.0.0.1", controller.options.port)):
+        with pytest.raises(errors.DeployError, match=r"its log says:\n.*cannot listen at 127\.0\.0\.1:\d+"):
+            controller.deploy()
+        assert controller.pids() == []
+        assert controller.status().found.release is None
+        with pytest.raises(errors.NotFound):
+            controller.known.registry.find(HOST.id)
+    assert controller.describe(controller.deploy().record)
+
+
+def test_port_taken_brings_the_old_agent_back(controller: Controller) -> None:
+    old = controller.deploy().record
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(errors.DeployError, match=r"(?s)cannot listen.*The agent that ran before runs again"),
+    ):
+        controller.deploy(port=taken.getsockname()[1])
+    assert controller.describe(old)
+    assert controller.known.registry.find(HOST.id) == old
+    assert not controller.deploy().changed
+
+
+def test_broken_agent_is_shown_by_its_log_and_the_old_one_comes_back(controller: Controller) -> None:
+    old = controller.deploy().record
+    good = controller.bundles
+    controller.broken(b"import sys; sys.exit('\\n'.join(f'line {n}' for n in range(100)))")
+    with pytest.raises(errors.DeployError) as caught:
+        controller.deploy()
+    assert "ended at its start (1)" in caught.value.message
+    assert "line 99" in caught.value.message
+    assert "line 50\n" not in caught.value.message
+    assert "runs again" in caught.value.message
+    assert controller.describe(old)
+    controller.bundles = good
+    assert not controller.deploy().changed
+
+
+def test_damaged_upload_changes_nothing(controller: Controller) -> None:
+    old = controller.deploy().record
+    pids = controller.pids()
+    controller.bundles = lambda _: bundle.Bundle(b"damaged", "0" * 64, "0")
+    with pytest.raises(errors.DeployError, match="arrived damaged"):
+        controller.deploy()
+    assert controller.pids() == pids
+    assert controller.describe(old)
+    assert list((controller.home / "incoming").iterdir()) == []
+
+
+def test_deployment_that_was_killed_in_between(controller: Controller) -> None:
+    good = controller.bundles
+    controller.broken(b"import time; time.sleep(600)")
+    with ThreadPoolExecutor(1) as pool:
+        deploying = pool.submit(controller.deploy)
+        wait_for(controller.pids)
+        [installer] = installers(controller.home)
+        os.kill(installer, signal.SIGKILL)
+        with pytest.raises(errors.DeployError, match="failed on 127"):
+            deploying.result()
+    stray = controller.pids()
+    assert stray
+    controller.bundles = good
+    assert controller.describe(controller.deploy().record)
+    assert not set(stray) & set(controller.pids())
+    assert len(list((controller.home / "bundles").iterdir())) == 1
+
+
+def installers(home: Path) -> list[int]:
+    """Processes that install into this directory now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if '"install"' in words and f'"{home}"' in words and "-c" not in words.split("\0"):
+            found.append(int(path.parent.name))
+    return found
+
+
+# Two at once, and strangers.
+
+
+def test_two_at_once_exclude_each_other(controller: Controller) -> None:
+    old = controller.deploy().record
+    with (controller.home / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(errors.Conflict, match="Another deployment works in"):
+            controller.deploy(port=free_port())
+        with pytest.raises(errors.Conflict, match="Another deployment works in"):
+            controller.remove()
+    assert controller.describe(old)
+    assert list((controller.home / "incoming").iterdir()) == []
+
+
+def test_race_ends_with_one_agent(controller: Controller) -> None:
+    barrier = threading.Barrier(3)
+
+    def race(_: int) -> bool:
+        barrier.wait()
+        try:
+            controller.deploy()
+        except errors.Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(3) as pool:
+        assert any(pool.map(race, range(3)))
+    assert len(controller.pids()) == 1
+    assert not controller.deploy().changed
+
+
+def test_foreign_directory_is_left_alone(controller: Controller) -> None:
+    controller.home.mkdir()
+    (controller.home / "precious").write_text("data")
+    with pytest.raises(errors.DeployError, match="has files in it that are not Blockferry's"):
+        controller.deploy()
+    with pytest.raises(errors.DeployError, match="not a directory of Blockferry's agent"):
+        controller.remove()
+    assert tree(controller.home) == {"precious": 0o644}
+
+
+def test_pid_file_of_a_stranger_kills_nobody(controller: Controller) -> None:
+    controller.deploy()
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        (controller.home / "run" / "agent.pid").write_text(f"{stranger.pid}\n")
+        assert controller.status().found.pid is None
+        assert controller.deploy().changed
+        assert controller.remove()
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_second_directory_is_refused(controller: Controller) -> None:
+    controller.deploy()
+    with pytest.raises(errors.DeployError, match=f"is in {controller.home}, not in /elsewhere"):
+        controller.deploy(directory="/elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("directory", "words"),
+    [
+        ("relative", "no absolute path"),
+        ("/dev/null/agent", "cannot be made: Not a directory"),
+        ("/proc/agent", "cannot be made"),
+    ],
+)
+def test_impossible_directory(controller: Controller, directory: str, words: str) -> None:
+    with pytest.raises(errors.DeployError, match=words):
+        controller.deploy(directory=directory)
+
+
+def test_wrong_host_key_stops_before_anything(controller: Controller) -> None:
+    controller.login = controller.login._replace(pins=(hostkey.Pin("SHA256:" + "A" * 43),))
+    for act in (controller.deploy, controller.status, controller.remove):
+        with pytest.raises(errors.HostKeyMismatch):
+            act()
+    assert not controller.home.exists()
+
+
+# The host's Python.
+
+
+def test_python_is_found(controller: Controller) -> None:
+    with ssh.connect(controller.login) as connection:
+        found = interpreter.find(connection)
+    assert found.version >= interpreter.OLDEST
+    assert found.path.startswith("/")
+    assert found.glibc == tuple(map(int, os.confstr("CS_GNU_LIBC_VERSION").split()[1].split(".")))
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (None, "python3 is not there"),
+        ("exit 1", "python3 does not run"),
+        ('echo \'[[3, 6, 8], "x86_64", "glibc 2.28"]\'', r"python3 is Python 3\.6\.8"),
+        ("echo '[[3, 12, 1], \"x86_64\", null]'", "python3 runs on a C library that is not glibc"),
+        ("echo '[]'", "python3 does not run"),
+    ],
+)
+def test_no_python_that_fits(controller: Controller, tmp_path: Path, program: str | None, words: str) -> None:
+    python = tmp_path / "python3"
+    if program is not None:
+        python.write_text(f"#!/bin/sh\n{program}\n")
+        python.chmod(0o755)
+    with pytest.raises(errors.DeployError, match=rf"has no Python that can run the agent: .*{words}") as caught:
+        controller.deploy(python=str(python))
+    assert "3.9 or later" in caught.value.hint
+    assert not controller.home.exists()
