@@ -94,6 +94,10 @@ class EngineSimulator:
         host = next(iter(self._db.hosts.values()))
         return self._vms.add(spec, host, self._cluster.id, self._storage_domain.id)
 
+    def disk_of(self, transfer_id: str) -> str:
+        """The id of the disk that a transfer reads or writes."""
+        return self._db.transfers[transfer_id].disk_id
+
     def _set_up(self, hosts: Sequence[Host], directory: Path, cluster_level: str) -> None:
         major, minor = map(int, cluster_level.split("."))
         data_center = model.DataCenter(new_id(), "Default")

@@ -11,6 +11,7 @@ from tests.lab.engine.checkpoints import Checkpoints
 from tests.lab.engine.context import Context
 from tests.lab.engine.database import new_id
 from tests.lab.engine.model import BackupPhase
+from tests.lab.engine.workers import Stopped
 
 
 class Aborted(Exception):
@@ -70,9 +71,12 @@ class Mode(abc.ABC):
         fields: what the backup shows from that moment on.
         """
         self.context.workers.pause(self.context.settings.phase_delay)
-        self.context.workers.wait(lambda: self._aborted() or not self.context.faults.holds(phase.shown))
+        self.context.workers.wait(lambda: self._is_over() or not self.context.faults.holds(phase.shown))
         with self.db.changed:
-            if self._aborted():
+            if self.backup.finished:
+                # A restarted engine does not follow it any more.
+                raise Stopped
+            if self._is_over():
                 raise Aborted
             for name, value in fields.items():
                 setattr(self.backup, name, value)
@@ -87,5 +91,5 @@ class Mode(abc.ABC):
     def add_checkpoint(self, disk_ids: list[str]) -> None:
         self.checkpoints.add(self.checkpoint_id, self.vm.id, self.backup.description, disk_ids)
 
-    def _aborted(self) -> bool:
-        return self.backup.phase is BackupPhase.FINALIZING_FAILURE
+    def _is_over(self) -> bool:
+        return self.backup.finished or self.backup.phase is BackupPhase.FINALIZING_FAILURE
