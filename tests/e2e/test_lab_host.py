@@ -434,7 +434,7 @@ def test_lab_for_playing() -> None:
     finally:
         processes.run(*command, "down", "--directory", directory)
     assert not list(reaper.ROOT.glob(f"{directory.name}*"))
-    assert not processes_of(directory)
+    processes.wait_for("end of the supervisor", lambda: not processes_of(directory))
 
 
 def test_cache_builds_once_and_keeps_no_half_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
