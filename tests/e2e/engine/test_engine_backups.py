@@ -12,7 +12,7 @@ import ovirtsdk4
 import pytest
 from ovirtsdk4 import types
 
-from tests.e2e.conftest import wait_for
+from tests.e2e.engine.conftest import wait_for
 
 pytestmark = pytest.mark.lab
 

@@ -15,7 +15,7 @@ import pytest
 from lxml import etree
 from ovirtsdk4 import types
 
-from tests.e2e.conftest import wait_for
+from tests.e2e.engine.conftest import wait_for
 from tests.lab import certificates
 from tests.lab.lab import MiB
 
@@ -67,20 +67,20 @@ def test_sdk_survives_an_expired_session(engine, connection) -> None:
     assert connection.authenticate() != first
 
 
-def test_restart_keeps_port_and_entities(engine, connection, vm_service, small_vm) -> None:
+def test_restart_keeps_port_and_entities(engine, connection, idle_vm_service, idle_vm) -> None:
     url = engine.url
-    assert vm_service.get().name == small_vm.name
+    assert idle_vm_service.get().name == idle_vm.name
     engine.faults.restart(seconds=0.1)
     assert engine.url == url
-    assert vm_service.get().name == small_vm.name
+    assert idle_vm_service.get().name == idle_vm.name
 
 
-def test_refused_request_is_a_fault(engine, vm_service) -> None:
+def test_refused_request_is_a_fault(engine, idle_vm_service) -> None:
     engine.faults.refuse("/vms/", 409, "VM is locked.")
     with pytest.raises(ovirtsdk4.Error, match="VM is locked") as caught:
-        vm_service.get()
+        idle_vm_service.get()
     assert (caught.value.code, caught.value.fault.reason) == (409, "Operation Failed")
-    vm_service.get()
+    idle_vm_service.get()
 
 
 def test_slow_answer_ends_in_a_timeout(engine, connect) -> None:
@@ -136,14 +136,14 @@ def test_search_for_vms(connection, lab) -> None:
     assert caught.value.code == 400
 
 
-def test_unknown_entities_are_404_without_a_body(connection, vm_service) -> None:
+def test_unknown_entities_are_404_without_a_body(connection, idle_vm_service) -> None:
     vms = connection.system_service().vms_service()
     unknown = str(uuid.uuid4())
     for service in (
         vms.vm_service(unknown),
         vms.vm_service("not-a-uuid"),
-        vm_service.backups_service().backup_service(unknown),
-        vm_service.checkpoints_service().checkpoint_service(unknown),
+        idle_vm_service.backups_service().backup_service(unknown),
+        idle_vm_service.checkpoints_service().checkpoint_service(unknown),
         connection.system_service().disks_service().disk_service(unknown),
         connection.system_service().image_transfers_service().image_transfer_service(unknown),
     ):
@@ -153,11 +153,11 @@ def test_unknown_entities_are_404_without_a_body(connection, vm_service) -> None
         assert caught.value.fault is None
 
 
-def test_attachments_with_their_disks_in_one_request(vm_service, small_vm) -> None:
-    plain = vm_service.disk_attachments_service().list()
+def test_attachments_with_their_disks_in_one_request(idle_vm_service, idle_vm) -> None:
+    plain = idle_vm_service.disk_attachments_service().list()
     assert [each.disk.provisioned_size for each in plain] == [None, None]
-    followed = vm_service.disk_attachments_service().list(follow="disk")
-    assert [each.disk.id for each in followed] == [disk.id for disk in small_vm.disks]
+    followed = idle_vm_service.disk_attachments_service().list(follow="disk")
+    assert [each.disk.id for each in followed] == [disk.id for disk in idle_vm.disks]
     assert [each.disk.provisioned_size for each in followed] == [10 * MiB, 3 * MiB + 512]
     assert [each.disk.format for each in followed] == [types.DiskFormat.COW, types.DiskFormat.RAW]
     assert [each.interface for each in followed] == [
@@ -166,8 +166,8 @@ def test_attachments_with_their_disks_in_one_request(vm_service, small_vm) -> No
     ]
 
 
-def test_nested_follow(vm_service) -> None:
-    vm = vm_service.get(follow="disk_attachments.disk,snapshots")
+def test_nested_follow(idle_vm_service) -> None:
+    vm = idle_vm_service.get(follow="disk_attachments.disk,snapshots")
     assert [each.disk.backup for each in vm.disk_attachments] == [
         types.DiskBackup.INCREMENTAL,
         types.DiskBackup.NONE,
@@ -196,31 +196,31 @@ def test_vm_status_and_host_follow_the_host(connection, vm_service, lab, small_v
     assert vm.host is None
 
 
-def test_cluster_data_center_and_storage(connection, vm_service) -> None:
-    cluster = connection.follow_link(vm_service.get().cluster)
+def test_cluster_data_center_and_storage(connection, idle_vm_service) -> None:
+    cluster = connection.follow_link(idle_vm_service.get().cluster)
     assert (cluster.version.major, cluster.version.minor) == (4, 7)
     system = connection.system_service()
     (center,) = system.data_centers_service().list(search="storage.name=data1", case_sensitive=True)
     assert center.id == cluster.data_center.id
     (domain,) = system.storage_domains_service().list(search="name=data1")
-    (disk, _) = vm_service.disk_attachments_service().list(follow="disk")
+    (disk, _) = idle_vm_service.disk_attachments_service().list(follow="disk")
     assert disk.disk.storage_domains[0].id == domain.id
 
 
-def test_ovf_names_vm_and_disks(vm_service, small_vm) -> None:
-    vm = vm_service.get(all_content=True)
+def test_ovf_names_vm_and_disks(idle_vm_service, idle_vm) -> None:
+    vm = idle_vm_service.get(all_content=True)
     envelope = etree.fromstring(vm.initialization.configuration.data.encode())
-    assert envelope.findtext("Content/Name") == small_vm.name
+    assert envelope.findtext("Content/Name") == idle_vm.name
     assert envelope.findtext("Content/Section/Description") == "debian_9"
     ovf = envelope.nsmap["ovf"]
     sizes = {
         file.get(f"{{{ovf}}}href").split("/")[0]: int(file.get(f"{{{ovf}}}size"))
         for file in envelope.findall("References/File")
     }
-    assert sizes == {disk.id: disk.size for disk in small_vm.disks}
+    assert sizes == {disk.id: disk.size for disk in idle_vm.disks}
     formats = [disk.get(f"{{{ovf}}}volume-format") for disk in envelope.findall("Section/Disk")]
     assert formats == ["COW", "RAW"]
-    assert vm_service.get().initialization is None
+    assert idle_vm_service.get().initialization is None
 
 
 def test_events_by_correlation_id(connection, vm_service, small_vm) -> None:

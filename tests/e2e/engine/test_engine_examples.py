@@ -19,7 +19,7 @@ import ovirtsdk4
 import pytest
 from ovirtsdk4 import types
 
-from tests.e2e.conftest import wait_for
+from tests.e2e.engine.conftest import wait_for
 from tests.lab import cache, certificates, exports
 from tests.lab.engine import EngineSimulator
 from tests.lab.lab import MiB, NewDisk, Vm
@@ -128,7 +128,7 @@ def write(vm: Vm, seed: str) -> None:
 
 def back_up(examples: Examples, lab, vm: Vm, *arguments: str) -> str:
     """
-    Run the example, and read every disk of its backup independently meanwhile.
+    Run the example, and read every disk of its backup independently meanwhile. A running guest writes on.
 
     Returns the id of the new checkpoint. What was read is in <disk id>.raw, what the example says in its output.
     """
@@ -152,6 +152,8 @@ def back_up(examples: Examples, lab, vm: Vm, *arguments: str) -> str:
 
     wait_for(ready)
     (backup,) = ready()
+    if lab.host.vm_state(vm.id) == "up":
+        write(vm, "later")
     for disk in frozen.values():
         copy = examples.home / f"{disk.id}.raw"
         copy.unlink(missing_ok=True)

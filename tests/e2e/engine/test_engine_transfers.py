@@ -15,8 +15,8 @@ import pytest
 from ovirt_imageio import client
 from ovirtsdk4 import types
 
-from tests.e2e.conftest import wait_for
-from tests.e2e.test_engine_backups import complete, start, wait_until
+from tests.e2e.engine.conftest import wait_for
+from tests.e2e.engine.test_engine_backups import complete, start, wait_until
 
 pytestmark = pytest.mark.lab
 
