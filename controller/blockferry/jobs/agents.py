@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+
+import msgspec
 
 from blockferry import deploy, engine, errors
 from blockferry.deploy import hostkey
@@ -12,7 +13,7 @@ from blockferry.jobs.progress import Progress
 from blockferry.jobs.site import Site
 
 
-class AgentState(NamedTuple):
+class AgentState(msgspec.Struct, frozen=True):
     """
     An agent, as it says itself; what only it can say is None when it does not answer.
 
@@ -76,13 +77,14 @@ def _ask(site: Site, record: deploy.Record) -> AgentState:
         certificate_until=f"{record.certificate_expires:%Y-%m-%d}",
     )
     if record.certificate_expires < datetime.now(UTC):
-        return state._replace(problem="Its certificate has expired: deploy it again.")
+        return msgspec.structs.replace(state, problem="Its certificate has expired: deploy it again.")
     try:
         with site.agent(record) as agent:
             reply = agent.describe()
     except errors.Error as error:
-        return state._replace(problem=error.message)
-    return state._replace(
+        return msgspec.structs.replace(state, problem=error.message)
+    return msgspec.structs.replace(
+        state,
         version=reply.version,
         python_version=reply.python_version,
         uptime_seconds=reply.uptime_seconds,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from blockferry import errors
 from blockferry.jobs import images, selection
@@ -13,7 +14,7 @@ from blockferry.jobs.progress import Progress
 from blockferry.repository import DiskManifest, Manifest, Repository
 
 
-class Restored(NamedTuple):
+class Restored(msgspec.Struct, frozen=True):
     """
     An image that was restored.
 
