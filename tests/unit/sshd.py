@@ -46,6 +46,8 @@ class Sshd:
                     "StrictModes no",
                     "UsePAM no",
                     "MaxStartups 100",
+                    # Debian's bash reads .bashrc when sshd starts it, but not at a second level; some take long.
+                    "SetEnv SHLVL=1",
                     *([extra] if extra else ["Subsystem sftp internal-sftp"]),
                 ]
             )
