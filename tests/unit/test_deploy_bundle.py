@@ -1,0 +1,111 @@
+"""The bundle: complete, made once, the same every time."""
+
+import ast
+import hashlib
+import io
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import blockferry_agent
+from blockferry import errors
+from blockferry.deploy import bundle, onhost
+from blockferry.deploy.interpreter import Interpreter
+
+CACHE = Path.home() / ".cache" / "blockferry"
+HERE = Interpreter(sys.executable, sys.version_info[:3], platform.machine(), (2, 28))
+EL8 = Interpreter("/usr/bin/python3.9", (3, 9, 2), "x86_64", (2, 28))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+
+
+def names(made: bundle.Bundle) -> set[str]:
+    with tarfile.open(fileobj=io.BytesIO(made.data)) as tar:
+        return set(tar.getnames())
+
+
+def test_bundle_runs_with_nothing_but_python(tmp_path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(bundle.build(CACHE, HERE).data)) as tar:
+        tar.extractall(tmp_path)
+    command = [sys.executable, "-I", "-S", str(tmp_path), "--version"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={})
+    assert done.stdout.strip() == blockferry_agent.__version__
+
+
+def test_bundle_for_another_python() -> None:
+    content = names(bundle.build(CACHE, EL8))
+    assert {
+        "__main__.py",
+        "blockferry_agent/__main__.py",
+        "blockferry_proto/agent_pb2.py",
+        "grpc/__init__.py",
+    } < content
+    assert {"google/protobuf/__init__.py", "xxhash/__init__.py", "typing_extensions.py"} < content
+    assert any(re.fullmatch(r"grpc/_cython/cygrpc\.cpython-39-x86_64-linux-gnu\.so", name) for name in content)
+    assert not any(name.startswith("/") or ".." in name or name.endswith(".pyc") for name in content)
+
+
+def test_bundle_has_what_the_controller_runs_and_all_that_needs() -> None:
+    for name in bundle.REQUIREMENTS:
+        for requirement in metadata.requires(name) or []:
+            if "extra ==" not in requirement:
+                needed = re.split(r"[^\w-]", requirement)[0].replace("-", "_")
+                assert needed in bundle.REQUIREMENTS
+
+
+def test_second_bundle_comes_from_the_cache_unless_it_is_damaged(tmp_path: Path, offline: None) -> None:
+    first = bundle.build(CACHE, HERE)
+    shutil.copytree(CACHE / "wheels" / HERE.kind, tmp_path / "wheels" / HERE.kind)
+    again = bundle.build(tmp_path, HERE)
+    assert again == first
+    [archive] = (tmp_path / "bundles").iterdir()
+    assert archive.name.endswith(f"-{hashlib.sha256(archive.read_bytes()).hexdigest()}.tar.gz")
+    written = archive.stat().st_mtime_ns
+    assert bundle.build(tmp_path, HERE) == first
+    assert archive.stat().st_mtime_ns == written
+    archive.write_bytes(b"damaged")
+    assert bundle.build(tmp_path, HERE) == first
+
+
+def test_damaged_wheel_is_named(tmp_path: Path) -> None:
+    shutil.copytree(CACHE / "wheels" / HERE.kind, tmp_path / "wheels" / HERE.kind)
+    [wheel] = (tmp_path / "wheels" / HERE.kind).glob("xxhash-*.whl")
+    wheel.write_bytes(b"damaged")
+    with pytest.raises(errors.DeployError, match=f"{wheel} is damaged"):
+        bundle.build(tmp_path, HERE)
+
+
+def test_no_network_and_no_cache(tmp_path: Path, offline: None) -> None:
+    with pytest.raises(errors.DeployError, match=r"Fetching grpcio==.* for Python 3\.9 on x86_64 failed: ") as caught:
+        bundle.build(tmp_path, EL8)
+    assert "PyPI" in caught.value.hint
+    assert list((tmp_path / "wheels" / EL8.kind).iterdir()) == []
+
+
+def test_archive_depends_on_content_only() -> None:
+    assert bundle.pack({"b": b"2", "a": b"1"}) == bundle.pack({"a": b"1", "b": b"2"})
+
+
+def test_program_on_the_host_is_python_39() -> None:
+    ast.parse(Path(onhost.__file__).read_text(), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped"])
+def test_host_refuses_members_that_leave_the_bundle(tmp_path: Path, name: str) -> None:
+    data = bundle.pack({name: b"data"})
+    (tmp_path / "bundle.tar.gz").write_bytes(data)
+    with pytest.raises(onhost.Refused, match="member that no bundle has"):
+        onhost.unpack(tmp_path / "home", tmp_path, hashlib.sha256(data).hexdigest())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.tar.gz"]
