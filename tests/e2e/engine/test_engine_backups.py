@@ -229,6 +229,8 @@ def test_hybrid_shows_a_snapshot_and_no_host(engine, vm_service, connection, sma
     assert backup.host is None
     snapshot = connection.follow_link(backup.snapshot)
     assert snapshot.description == "Auto-generated for Backup VM"
+    frozen = vm_service.snapshots_service().snapshot_service(snapshot.id).disks_service().list()
+    assert [disk.format for disk in frozen] == [types.DiskFormat.COW, types.DiskFormat.RAW]
     assert {disk.format for disk in service.disks_service().list()} == {types.DiskFormat.COW}
     assert vm_service.get(all_content=True).initialization is not None
     finalize(service)

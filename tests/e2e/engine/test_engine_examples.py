@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -210,6 +211,10 @@ def test_backup_example_live_and_cold(older_examples, lab, example_vm) -> None:
 def test_backup_example_step_by_step(examples, small_vm) -> None:
     started = examples.run("backup_vm.py", "start", "--description", "by hand", small_vm.id)
     backup_id = started.rpartition("Backup '")[2].partition("'")[0]
+    # The snapshot of the hybrid backup is the lower one of two layers.
+    layers = json.loads(examples.run("list_disk_snapshots.py", small_vm.disks[0].id))
+    assert [layer["parent"] for layer in layers] == [None, layers[0]["id"]]
+    assert layers[1]["id"] == small_vm.disks[0].volume_id
     examples.run("backup_vm.py", "download", "--backup-uuid", backup_id, small_vm.id)
     examples.run("backup_vm.py", "stop", small_vm.id, backup_id)
     assert len(list(examples.home.glob("*.full.qcow2"))) == len(small_vm.disks)

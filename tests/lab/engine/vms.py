@@ -5,6 +5,7 @@ VMs: commands on them, and what a backup forbids meanwhile.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 from tests.lab import domains
@@ -15,6 +16,7 @@ from tests.lab.errors import HostError
 from tests.lab.host import Host
 
 _INTERFACES = {"virtio": "virtio", "virtio-scsi": "virtio_scsi"}
+# Seconds after which a guest that does not go down is shown as up again.
 _SHUTDOWN_TIMEOUT = 120
 
 
@@ -179,10 +181,9 @@ class Vms:
 
     def _power_off(self, vm: model.Vm) -> None:
         vm.host.shutdown_vm(vm.id)
-        # The guest decides when it is down; nothing in the database changes then.
-        for _ in range(_SHUTDOWN_TIMEOUT * 5):
-            if vm.host.vm_state(vm.id) == "down":
-                return
+        deadline = time.monotonic() + _SHUTDOWN_TIMEOUT
+        # The guest decides; nothing in the database tells when it is down.
+        while vm.host.vm_state(vm.id) != "down" and time.monotonic() < deadline:
             self._context.workers.pause(0.2)
 
     def _check_running(self, vm: model.Vm, action: str, force: bool) -> None:

@@ -19,7 +19,7 @@ _MAX_DESCRIPTION = 1024
 @dataclasses.dataclass(frozen=True)
 class Request:
     """
-    A backup as a client asks for it. id: chosen by the client, or None.  legacy: None: as the cluster does it.
+    A backup as a client asks for it. id: chosen by the client, or None.  legacy: not hybrid, whatever the cluster's level.
     """
 
     id: str | None

@@ -47,6 +47,17 @@ def routes(services: Services) -> Table:
     def remove(disk_id: str) -> None:
         services.disks.remove(disk_id)
 
+    @table.get(f"{xml.BASE}/disks/<uuid:disk_id>/disksnapshots")
+    def snapshots_of_disk(disk_id: str) -> xml.Element:
+        with db.changed:
+            return _disk_snapshots(services, [services.disks.find(disk_id)])
+
+    @table.get(f"{xml.BASE}/storagedomains/<uuid:domain_id>/disksnapshots")
+    def snapshots_of_domain(domain_id: str) -> xml.Element:
+        with db.changed:
+            found = [disk for disk in db.disks.values() if disk.storage_domain_id == domain_id]
+            return _disk_snapshots(services, found)
+
     return table
 
 
@@ -82,6 +93,55 @@ def render_disk(disk: model.Disk, backup_mode: str | None = None) -> xml.Element
             ],
         },
     )
+
+
+def render_disk_snapshot(services: Services, disk: model.Disk, layer: int) -> xml.Element:
+    """A layer of a disk. layer: index in its volumes."""
+    domain = f"storagedomains/{disk.storage_domain_id}"
+    volume = disk.volumes[layer]
+    parent = disk.volumes[layer - 1] if layer else None
+    snapshot_id = _snapshot_of(services, disk, volume)
+    return xml.entity(
+        "disk_snapshot",
+        f"{domain}/disksnapshots/{volume.id}",
+        volume.id,
+        {
+            "name": disk.alias,
+            "actual_size": _allocated([volume]),
+            "alias": disk.alias,
+            "backup": "none",
+            "content_type": "data",
+            "format": volume.format,
+            "provisioned_size": disk.provisioned_size,
+            "qcow_version": "qcow2_v3" if volume.format == "cow" else None,
+            "sparse": disk.sparse,
+            "status": disk.status,
+            "storage_type": "image",
+            "total_size": 0,
+            "disk": xml.Reference(f"disks/{disk.id}"),
+            "parent": xml.Reference(f"{domain}/disksnapshots/{parent.id}") if parent else None,
+            "snapshot": xml.Identity(snapshot_id) if snapshot_id else None,
+            "storage_domain": xml.Reference(domain),
+        },
+    )
+
+
+def _disk_snapshots(services: Services, disks: list[model.Disk]) -> xml.Element:
+    """All layers below the active one, and that one too when the client includes it."""
+    hidden = 0 if query.flag("include_active") else 1
+    return xml.collection(
+        "disk_snapshots",
+        [render_disk_snapshot(services, disk, layer) for disk in disks for layer in range(len(disk.volumes) - hidden)],
+    )
+
+
+def _snapshot_of(services: Services, disk: model.Disk, volume: model.Volume) -> str | None:
+    """The VM snapshot that a layer belongs to. A floating disk has none."""
+    for snapshot in services.db.snapshots.values():
+        if snapshot.volumes.get(disk.id) == volume:
+            return snapshot.id
+    owners = services.db.owners_of(disk.id)
+    return owners[0][0].active_snapshot_id if owners else None
 
 
 def _allocated(volumes: list[model.Volume]) -> int:

@@ -4,10 +4,13 @@ VMs, their disk attachments and snapshots.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flask
 
 from tests.lab.engine import model, rejections, xml
 from tests.lab.engine.routes import query
+from tests.lab.engine.routes.disks import render_disk
 from tests.lab.engine.routes.table import Table
 from tests.lab.engine.services import Services
 
@@ -116,9 +119,24 @@ def routes(services: Services) -> Table:
             vm = services.vms.find(vm_id)
             if snapshot_id == vm.active_snapshot_id:
                 return render_active_snapshot(vm)
-            if snapshot_id not in db.snapshots:
-                raise rejections.NotFound
-            return render_snapshot(db.snapshots[snapshot_id])
+            return render_snapshot(_snapshot(services, snapshot_id))
+
+    @table.get(f"{_VM}/snapshots/<uuid:snapshot_id>/disks")
+    def snapshot_disks(vm_id: str, snapshot_id: str) -> xml.Element:
+        """Disks as they were: with the layer of that time."""
+        with db.changed:
+            vm = services.vms.find(vm_id)
+            if snapshot_id == vm.active_snapshot_id:
+                return xml.collection("disks", [render_disk(disk) for disk in db.disks_of(vm)])
+            volumes = _snapshot(services, snapshot_id).volumes
+            disks = [(db.disks[disk_id], volume) for disk_id, volume in volumes.items()]
+            return xml.collection(
+                "disks",
+                [
+                    render_disk(dataclasses.replace(disk, volumes=disk.volumes[: disk.volumes.index(volume) + 1]))
+                    for disk, volume in disks
+                ],
+            )
 
     return table
 
@@ -215,6 +233,13 @@ def _started(job: model.Job) -> xml.Element:
 
 def _force() -> bool:
     return xml.boolean(xml.text(xml.parse(flask.request.data, "action"), "force"))
+
+
+def _snapshot(services: Services, snapshot_id: str) -> model.Snapshot:
+    snapshot = services.db.snapshots.get(snapshot_id)
+    if snapshot is None:
+        raise rejections.NotFound
+    return snapshot
 
 
 def _attachment(vm: model.Vm, disk_id: str) -> model.Attachment:
