@@ -104,8 +104,15 @@ class Libvirtd:
 
     def connect(self) -> None:
         """Wait until it answers."""
-        self._daemon.wait_until(self.socket.exists)
-        self.connection = libvirt.open(f"qemu+unix:///session?socket={self.socket}")
+        self._daemon.wait_until(self._try_to_connect)
+
+    def _try_to_connect(self) -> bool:
+        """The socket is there a moment before the daemon listens to it."""
+        try:
+            self.connection = libvirt.open(f"qemu+unix:///session?socket={self.socket}")
+        except libvirt.libvirtError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Stop the daemon.  QEMU processes go on."""
