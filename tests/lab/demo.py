@@ -125,7 +125,7 @@ def report(points: list[Taken], proofs: list[bool]) -> None:
     table.add_column("RECOVERY POINT")
     for name in ("MODE", "TRANSPORT"):
         table.add_column(name)
-    for name in ("DISKS", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"):
+    for name in ("SIZE", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"):
         table.add_column(name, justify="right")
     table.add_column("VERIFIED")
     for point, proven in zip(points, proofs, strict=True):
