@@ -343,7 +343,7 @@ def installers(home: Path) -> list[int]:
 def test_two_at_once_exclude_each_other(controller: Controller) -> None:
     controller.deploy()
     with (controller.home / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # only an exclusive lock on the other side meets it
         with pytest.raises(errors.Conflict, match="Another deployment works in"):
             controller.deploy(port=free_port())
         with pytest.raises(errors.Conflict, match="Another deployment works in"):

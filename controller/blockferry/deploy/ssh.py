@@ -205,7 +205,8 @@ class Connection:
         output = self.call(command, stdin, timeout)
         if output.status:
             words = output.stderr.strip().splitlines() or ["it printed nothing"]
-            raise errors.DeployError(f"{command[0]} failed on {self.where} ({output.status}): {words[-1]}.")
+            hint = "It was killed, or the connection broke: try again." if output.status < 0 else ""
+            raise errors.DeployError(f"{command[0]} failed on {self.where} ({output.status}): {words[-1]}.", hint)
         return output.stdout
 
     def upload(self, data: bytes, path: str, mode: int) -> None:
