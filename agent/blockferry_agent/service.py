@@ -25,7 +25,6 @@ from blockferry_agent.gate import Gate
 from blockferry_agent.imageio import Imageio, Ticket
 from blockferry_agent.keepalive import KeepAlive
 from blockferry_agent.source import Extent
-from blockferry_agent.units import MiB
 from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -256,13 +255,13 @@ def _summary(summary: Summary) -> agent_pb2.Summary:
 
 def _log_reading(ticket: Ticket, request: ReadRequest, summary: Summary, seconds: float) -> None:
     log.info(
-        "transfer %s: bytes %d to %d, %d MiB dirty, %d MiB read, %d MiB moved in %d blocks, %.1f s",
+        "transfer %s: bytes %d to %d: %d dirty, %d read, %d moved, in %d blocks and %.1f s",
         ticket.transfer_id,
         request.start,
         request.start + request.length,
-        summary.dirty // MiB,
-        summary.read // MiB,
-        summary.moved // MiB,
+        summary.dirty,
+        summary.read,
+        summary.moved,
         summary.blocks,
         seconds,
     )

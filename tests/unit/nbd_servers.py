@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from blockferry_agent import errors, nbd
 from blockferry_agent.nbd import Address
 from tests.lab import processes
 
@@ -20,37 +21,50 @@ GRAIN = 64 * 1024
 @contextlib.contextmanager
 def qemu_nbd(image: Path, directory: Path, *options: str, format: str = "qcow2") -> Iterator[Address]:
     """Serve an image read-only, as vdsm does."""
-    path = directory / "nbd.sock"
-    command = ["qemu-nbd", f"--socket={path}", "--persistent", "--shared=8", "--read-only", "--export-name="]
-    with served([*command, f"--format={format}", *options, str(image)], path):
-        yield Address(str(path), "")
+    address = Address(str(directory / f"{image.name}.sock"), "")
+    command = ["qemu-nbd", f"--socket={address.path}", "--persistent", "--shared=8", "--read-only", "--export-name="]
+    with served([*command, f"--format={format}", *options, str(image)], address):
+        yield address
 
 
 @contextlib.contextmanager
 def nbdkit(directory: Path, *options: str) -> Iterator[Address]:
     """Serve what nbdkit's plugin and filters make."""
-    path = directory / "nbdkit.sock"
-    with served(["nbdkit", "--foreground", "--exit-with-parent", "--readonly", f"--unix={path}", *options], path):
-        yield Address(str(path), "")
+    address = Address(str(directory / "nbdkit.sock"), "")
+    command = ["nbdkit", "--foreground", "--exit-with-parent", "--readonly", f"--unix={address.path}"]
+    with served([*command, *options], address):
+        yield address
 
 
 @contextlib.contextmanager
-def served(command: Sequence[str], path: Path) -> Iterator[None]:
-    server = processes.Daemon(command, lab=path.parent, log=path.parent / "server.log")
+def served(command: Sequence[str], address: Address) -> Iterator[None]:
+    """Run a server until it is not needed any more. Its socket is there before it listens, so it is tried."""
+
+    def ready() -> bool:
+        with contextlib.suppress(errors.SourceGone):
+            nbd.Connection(address).close()
+            return True
+        return False
+
+    path = Path(address.path)
+    server = processes.Daemon(command, lab=path.parent, log=path.with_suffix(".log"))
     try:
-        server.wait_until(path.is_socket)
+        server.wait_until(ready)
         yield
     finally:
         server.stop()
         path.unlink(missing_ok=True)
 
 
-def qcow2(path: Path, size: int, bitmap: str = "") -> Path:
-    """Make an empty image, with a bitmap that records from now on."""
+def qcow2(path: Path, size: int) -> Path:
+    """Make an empty image."""
     processes.run("qemu-img", "create", "-q", "-f", "qcow2", path, str(size))
-    if bitmap:
-        processes.run("qemu-img", "bitmap", "--add", "--enable", path, bitmap)
     return path
+
+
+def add_bitmap(image: Path, bitmap: str, state: str = "--enable") -> None:
+    """Let an image record its changes from now on, or with "--disable" only have a bitmap."""
+    processes.run("qemu-img", "bitmap", "--add", state, image, bitmap)
 
 
 def write(image: Path, *commands: str) -> None:

@@ -30,7 +30,7 @@ def image(tmp_path: Path) -> Path:
     """A qcow2 image with data, holes, zeros and changes since its bitmap was made."""
     path = nbd_servers.qcow2(tmp_path / "disk.qcow2", ODD_SIZE)
     nbd_servers.write(path, "write -P 0x41 0 1M", f"write -P 0x42 {3 * MiB} 128k", f"write -P 0x46 {5 * MiB} 1536")
-    subprocess.run(["qemu-img", "bitmap", "--add", "--enable", path, BITMAP], check=True)
+    nbd_servers.add_bitmap(path, BITMAP)
     nbd_servers.write(
         path,
         "write -P 0x43 64k 64k",
@@ -139,17 +139,17 @@ def test_an_export_without_bitmap(tmp_path: Path) -> None:
 
 def test_two_bitmaps_are_not_guessed_between(image: Path, tmp_path: Path) -> None:
     """qemu-nbd cannot offer two, the storage daemon can."""
-    subprocess.run(["qemu-img", "bitmap", "--add", "--disable", image, "other"], check=True)
+    nbd_servers.add_bitmap(image, "other", "--disable")
     subprocess.run(["qemu-img", "bitmap", "--disable", image, BITMAP], check=True)
-    path = tmp_path / "two.sock"
+    address = Address(str(tmp_path / "two.sock"), "sda")
     command = [
         "qemu-storage-daemon",
         f"--blockdev=driver=qcow2,node-name=disk,read-only=on,file.driver=file,file.filename={image}",
-        f"--nbd-server=addr.type=unix,addr.path={path}",
+        f"--nbd-server=addr.type=unix,addr.path={address.path}",
         f"--export=type=nbd,id=e,node-name=disk,name=sda,bitmaps.0=other,bitmaps.1={BITMAP}",
     ]
-    with nbd_servers.served(command, path), pytest.raises(errors.BitmapMissing, match="2 dirty bitmaps"):
-        nbd.Connection(Address(str(path), "sda"), bitmap=True)
+    with nbd_servers.served(command, address), pytest.raises(errors.BitmapMissing, match="2 dirty bitmaps"):
+        nbd.Connection(address, bitmap=True)
 
 
 def test_the_ninth_connection_fails_in_time_and_the_rest_go_on(image: Path, tmp_path: Path) -> None:

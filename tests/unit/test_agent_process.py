@@ -1,0 +1,99 @@
+"""The agent as a process: how it starts, stops, and refuses to start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from blockferry_agent import __version__
+from blockferry_proto import agent_pb2, agent_pb2_grpc
+from tests.lab import processes
+from tests.unit.agent_host import Host
+
+COMMAND = [sys.executable, "-m", "blockferry_agent"]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    running = Host(tmp_path_factory.mktemp("host"))
+    yield running
+    running.close()
+
+
+def run(configuration: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "--config", configuration], capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_from_when_its_pid_file_is_there_until_a_signal(host: Host, number: int) -> None:
+    pid_file = host.directory / "agent.pid"
+    socket = host.directory / "agent.sock"
+    configuration = host.configuration(listen=[f"unix:{socket}"], pid_file="agent.pid")
+    process = subprocess.Popen([*COMMAND, "--config", configuration], stderr=subprocess.PIPE, text=True)
+    try:
+        processes.wait_for("the pid file", pid_file.exists, timeout=20)
+        assert pid_file.read_text() == f"{process.pid}\n"
+        with grpc.insecure_channel(f"unix:{socket}") as channel:
+            reply = agent_pb2_grpc.AgentStub(channel).Describe(agent_pb2.DescribeRequest(), timeout=5)
+        assert reply.resident_bytes < 150 * 1024 * 1024
+        started = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert time.monotonic() - started < 5
+        assert not pid_file.exists()
+        assert process.stderr is not None
+        log = process.stderr.read()
+        assert "serving at unix:" in log
+        assert "stopping" in log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_version() -> None:
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == f"{__version__}\n"
+
+
+def test_a_port_that_is_taken(host: Host) -> None:
+    with host.serving() as address:
+        done = run(host.configuration(listen=[address]))
+    assert done.returncode == 1
+    assert f"The agent cannot listen at {address}." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_files_that_cannot_be_used(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("nothing")
+    for tls, sentence in (
+        ({"certificate": "/absent.crt", "key": "tls-agent.key", "ca": "tls-ca.crt"}, "/absent.crt cannot be read"),
+        ({"certificate": str(tmp_path / "bad.pem"), "key": "tls-agent.key", "ca": "tls-ca.crt"}, "PEM files"),
+    ):
+        done = run(host.configuration(tls=tls))
+        assert done.returncode == 1
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
+    done = run(host.configuration(pid_file="/absent/agent.pid"))
+    assert done.returncode == 1
+    assert "The pid file /absent/agent.pid cannot be written" in done.stderr
+
+
+def test_a_configuration_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "agent.json").write_text("{}")
+    done = run(tmp_path / "agent.json")
+    assert done.returncode == 1
+    assert done.stderr.count(os.linesep) == 1
+    assert "listen must be there" in done.stderr
