@@ -63,12 +63,10 @@ def claim(directory: Path, upload: str) -> None:
     """Make the directory ours if it is new or empty, and make room for an upload."""
     try:
         directory.mkdir(exist_ok=True)
-        if not (directory / MARKER).is_file():
-            if any(directory.iterdir()):
-                raise Refused(
-                    f"{directory} has files in it that are not Blockferry's.", "Choose another agent.directory."
-                )
-            (directory / MARKER).write_text(MARKER_TEXT)
+        # In this order: the marker is the first file of a directory that another deployment claims just now.
+        if any(directory.iterdir()) and not (directory / MARKER).is_file():
+            raise Refused(f"{directory} has files in it that are not Blockferry's.", "Choose another agent.directory.")
+        (directory / MARKER).write_text(MARKER_TEXT)
         (directory / "incoming").mkdir(mode=0o700, exist_ok=True)
         (directory / "incoming" / upload).mkdir(mode=0o700)
     except OSError as error:

@@ -275,6 +275,6 @@ def _border(where: str, timeout: float) -> Iterator[None]:
         ) from error
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise errors.DeployError(
-            f"The SSH connection to {where} failed: {error or 'it was closed'}.",
+            f"The SSH connection to {where} failed: {str(error) or 'it was closed'}.",
             "See what the host's sshd logs, then try again.",
         ) from error
