@@ -113,6 +113,7 @@ class Config(Section, frozen=True):
     The whole file.
 
     state: directory of the controller's own state: its CA and keys, what it knows of agents, journals of running jobs.
+    cache: directory for what can be fetched or built again: wheels and bundles of the agent.
     """
 
     engine: Engine
@@ -120,6 +121,7 @@ class Config(Section, frozen=True):
     backup: Backup = Backup()
     agent: Agent = Agent()
     state: Path = Path("/var/lib/blockferry")
+    cache: Path = Path("/var/cache/blockferry")
 
 
 def load(path: Path | None = None) -> Config:

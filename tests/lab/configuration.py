@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.lab import processes
+from tests.lab import cache, processes
 from tests.lab.lab import Lab
 
 NAME = "config.toml"
@@ -16,12 +16,14 @@ def write(lab: Lab, path: Path | None = None) -> Path:
     """
     Write a configuration for the lab's engine and host; everything that it names is in the lab's directory.
 
-    path: default config.toml in the lab's directory; the repository and the controller's state go beside it.
+    path: default config.toml in the lab's directory; the repository and the controller's state go beside it. Wheels are kept
+    between labs.
     """
     path = path or lab.directory / NAME
     host = lab.host
     path.write_text(f"""\
 state = "{path.parent / "state"}"
+cache = "{cache.directory() / "controller"}"
 
 [engine]
 url = "{lab.engine.url}"

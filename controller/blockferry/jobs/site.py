@@ -54,7 +54,7 @@ class Site:
 
     def agents(self) -> deploy.Agents:
         """Return the agents that this controller deploys."""
-        return deploy.Agents(self.state, functools.partial(bundle.build, self.state / "cache"))
+        return deploy.Agents(self.state, functools.partial(bundle.build, self.config.cache))
 
     def placement(self) -> deploy.Options:
         """Return how agents are placed on hosts."""
