@@ -456,7 +456,7 @@ def test_a_port_that_is_not_the_engines(lab: Lab, tmp_path: Path) -> None:
 def test_a_path_that_is_not_the_apis(lab: Lab) -> None:
     url = lab.engine.url.replace("/api", "/web")
     with (
-        pytest.raises(errors.Error),
+        pytest.raises(errors.EngineUnreachable, match="is not an oVirt engine"),
         engine.connect(url, lab.username, lab.password, lab.ca),
     ):
         pass

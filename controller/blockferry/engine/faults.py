@@ -157,13 +157,17 @@ def _denied(status: int, detail: str, task: str, place: Place) -> errors.EngineD
     )
 
 
+def nonsense(place: Place, task: str, reason: str) -> errors.EngineError:
+    return errors.EngineError(
+        f"The engine at {place.url} was asked to {task}, and its answer makes no sense: {reason}",
+        "See the engine's log, /var/log/ovirt-engine/engine.log.",
+    )
+
+
 def _from_curl(text: str, task: str, place: Place) -> errors.Error:
     found = _CURL_ERROR.search(text)
     if not found:
-        return errors.EngineError(
-            f"The engine at {place.url} was asked to {task}, and its answer makes no sense: {text}",
-            "See the engine's log, /var/log/ovirt-engine/engine.log.",
-        )
+        return nonsense(place, task, text)
     code, reason = int(found[1]), found[2]
     if code in CURL_NO_HOST:
         return no_such_name(place)

@@ -18,8 +18,18 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 def version(session: Session) -> str:
-    """Return the engine's version, for example "4.5.7-1.el9"."""
-    return str(session.call("tell its version", lambda api: api.get()).product_info.version.full_version)
+    """
+    Return the engine's version, for example "4.5.7-1.el9".
+
+    Raises EngineUnreachable when what answers is not the API of an engine.
+    """
+    try:
+        api = session.call("tell its version", lambda api: api.get())
+    except errors.NotFound as error:
+        raise faults.not_an_engine(session.place, "there is no API") from error
+    if api.product_info is None:
+        raise faults.not_an_engine(session.place, "it does not tell its version")
+    return str(api.product_info.version.full_version)
 
 
 # VMs.

@@ -44,7 +44,7 @@ class Session:
                 "It usually is https://NAME/ovirt-engine/api.",
             )
         self.deadlines = deadlines
-        self._place = place
+        self.place = place
         self._login = sso.Login(place, password)
         self._lock = threading.Lock()
         self._idle: list[_Client] = []
@@ -68,12 +68,17 @@ class Session:
             with self._client() as client:
                 answer = request(client.system_service())
         except ovirtsdk4.Error as error:
-            mapped = faults.from_sdk(error, task, self._place)
+            mapped = faults.from_sdk(error, task, self.place)
             self._note(mapped)
             raise mapped from error
         except errors.Error as error:  # from the login
             self._note(error)
             raise
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # What the SDK's XML reader raises.
+            raise faults.nonsense(self.place, task, str(error)) from error
         self._note(None)
         return answer
 
@@ -97,7 +102,7 @@ class Session:
     def _client(self) -> Iterator[_Client]:
         """Lend an idle connection, or a new one. After an error its state is unknown, so it is not used again."""
         with self._lock:
-            client = self._idle.pop() if self._idle else _Client(self._place, self._login)
+            client = self._idle.pop() if self._idle else _Client(self.place, self._login)
         try:
             yield client
         except BaseException:
