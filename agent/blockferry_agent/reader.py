@@ -21,7 +21,7 @@ from blockferry_agent.blocks import Block, Kind, Range, ReadRequest, Summary
 from blockferry_agent.source import Extent, Source
 from blockferry_agent.units import MiB
 
-MAX_AHEAD = 16 * MiB
+MAX_AHEAD = 8 * MiB
 """Bytes of blocks between the disk and the receiver, when windows are large; there are never fewer than two blocks."""
 
 
@@ -46,7 +46,6 @@ class Reading:
     def __init__(self, open_source: Callable[[], Source], request: ReadRequest, workers: int) -> None:
         self._open_source = open_source
         self._request = request
-        self._workers = workers
         self._dirty = 0
         self._summary: Summary | None = None
 
@@ -57,6 +56,7 @@ class Reading:
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._max_taken = max(2, min(workers + 2, MAX_AHEAD // request.window))
+        self._workers = min(workers, self._max_taken)
         self._taken = 0
         self._handed_out = 0
         self._ready: dict[int, Block] = {}
