@@ -143,10 +143,7 @@ class DiskWriter:
         if self._backup_mode == "full" and self.position != self._size:
             raise self._nonsense(f"ended at {self.position} of {self._size} bytes")
         self._close_page()
-        if self._size < self._base.root.size and self._size % PAGE:
-            # The page that the disk now ends in, if no block did it.
-            self._page_at(self._size - 1)
-            self._close_page()
+        self._cut_last_page()
         root = self._save_root(self.disk_id, index.encode_root(Root(self._size, self._window, self._pages)))
         disk = DiskManifest(
             id=self.disk_id,
@@ -238,6 +235,13 @@ class DiskWriter:
         self._stored += stored.length
         broken = len(index.broken_windows(entries, self._window))
         self._pages[page.number] = PageReference(broken, stored.digest)
+
+    def _cut_last_page(self) -> None:
+        """Where the disk has shrunk, and no block touched the page that it ends in now, that is still the base's."""
+        last = (self._size - 1) // PAGE
+        if self._size < self._base.root.size and self._pages.get(last) is self._base.root.pages.get(last):
+            self._page_at(self._size - 1)
+            self._close_page()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -1,0 +1,161 @@
+"""
+Stores for tests of the repository: one in memory that can lose its power, and one that fails when it is told to.
+
+They are stores like any other: `test_repository_store.py` puts them through the same contract.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from random import Random
+
+from blockferry import errors
+from blockferry.repository.store import Batch, Store
+
+
+class MemoryStore:
+    """
+    Objects in memory. What was not committed is at risk until `lose_power`, as in a page cache.
+
+    objects: by name, as every reader sees them.
+    """
+
+    url = "memory:"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self._at_risk: dict[str, bytes | None] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str, limit: int) -> bytes:
+        with self._lock:
+            data = self.objects.get(name)
+        if data is None:
+            raise errors.NotFound(f"{name} is not there.")
+        if len(data) > limit:
+            raise errors.Damaged(f"{name} is longer than it can be.")
+        return data
+
+    def put(self, name: str, data: bytes) -> None:
+        with self._lock:
+            self._at_risk.setdefault(name, self.objects.get(name))
+            self.objects[name] = data
+
+    def names(self, folder: str) -> Iterator[str]:
+        with self._lock:
+            found = [name for name in self.objects if name.startswith(f"{folder}/")]
+        yield from found
+
+    def delete(self, name: str) -> None:
+        with self._lock:
+            self._at_risk.setdefault(name, self.objects.get(name))
+            self.objects.pop(name, None)
+
+    @contextmanager
+    def batch(self) -> Iterator[MemoryStore]:
+        yield self
+
+    def commit(self, name: str, data: bytes) -> None:
+        with self._lock:
+            self._at_risk.clear()
+            self.objects[name] = data
+
+    def lose_power(self, random: Random) -> None:
+        """What was put or deleted since the last commit arrives, or does not, or arrives in part."""
+        for name, before in self._at_risk.items():
+            now = self.objects.get(name)
+            outcomes = [now, before]
+            if now is not None:
+                outcomes += [now[: random.randrange(len(now))], bytes(len(now)), b""]
+            outcome = random.choice(outcomes)
+            self.objects.pop(name, None)
+            if outcome is not None:
+                self.objects[name] = outcome
+        self._at_risk.clear()
+
+
+class FailingStore:
+    """
+    Another store, of which one call fails.
+
+    at: number of the call that fails, from 0.  late: after it took effect.  dies: every later call fails too, as when
+    the controller was killed.
+    """
+
+    def __init__(
+        self,
+        inner: Store,
+        at: int,
+        *,
+        late: bool = False,
+        dies: bool = False,
+        error: Callable[[], Exception] = lambda: errors.RepositoryError("The storage failed."),
+    ) -> None:
+        self.url = inner.url
+        self.failed = False
+        self._inner = inner
+        self._left = at
+        self._late = late
+        self._dies = dies
+        self._error = error
+        self._lock = threading.Lock()
+
+    def get(self, name: str, limit: int) -> bytes:
+        with self._failing():
+            return self._inner.get(name, limit)
+
+    def put(self, name: str, data: bytes) -> None:
+        with self._failing():
+            self._inner.put(name, data)
+
+    def names(self, folder: str) -> Iterator[str]:
+        with self._failing():
+            yield from list(self._inner.names(folder))
+
+    def delete(self, name: str) -> None:
+        with self._failing():
+            self._inner.delete(name)
+
+    @contextmanager
+    def batch(self) -> Iterator[FailingBatch]:
+        with self._inner.batch() as batch:
+            yield FailingBatch(batch, self._failing)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        with self._lock:
+            fails = self._left == 0 or (self._dies and self._left < 0)
+            self._left -= 1
+        if fails:
+            self.failed = True
+        if fails and not self._late:
+            raise self._error()
+        yield
+        if fails:
+            raise self._error()
+
+
+class FailingBatch:
+    """The batch of a failing store."""
+
+    def __init__(self, inner: Batch, failing: Callable[[], AbstractContextManager[None]]) -> None:
+        self._inner = inner
+        self._failing = failing
+
+    def commit(self, name: str, data: bytes) -> None:
+        with self._failing():
+            self._inner.commit(name, data)
+
+
+@contextmanager
+def file_size_limit(length: int) -> Iterator[None]:
+    """Let the kernel refuse files longer than `length` bytes: Python ignores the signal, write(2) says EFBIG."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)

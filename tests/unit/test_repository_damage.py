@@ -1,0 +1,202 @@
+"""Damage: every kind of file, cut, flipped or gone, is named, and never read as something else."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blockferry import errors
+from blockferry.repository import DiskReader, Hurt, Manifest, Repository, Step, Vm, index, layout
+from blockferry.repository.chunks import Chunks
+from blockferry.repository.index import PAGE, Entry, PageReference, Root
+from blockferry_agent.units import KiB
+from tests.unit import repository_images as images
+from tests.unit.repository_stores import MemoryStore
+
+WINDOW = 256 * KiB
+OTHER_VM = Vm("99999999-9a1e-4d35-9d3f-0a37be5a01a1", "db")
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES = [cut, emptied, flipped, longer, gone]
+
+
+class Site:
+    """
+    A repository with three points of one VM and one of another, which share what they can.
+
+    old, new: points of VM `web`; `new` is an incremental over `old`, of which it shares all chunks but one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.repository = Repository.init(str(path), WINDOW)
+        self.image = os.urandom(4 * WINDOW)
+        self.newer_image = self.image[:WINDOW] + os.urandom(WINDOW) + self.image[2 * WINDOW :]
+        self.old = images.full(self.repository, self.image)
+        self.new = images.incremental(self.repository, self.image, self.newer_image, self.old)
+        blocks = images.read(self.image[:WINDOW], [(0, WINDOW)], WINDOW)
+        self.other = images.back_up(self.repository, blocks, WINDOW, vm=OTHER_VM)
+
+    def chunk(self, point: Manifest, number: int) -> str:
+        """Return the name of the chunk that window `number` of a point comes from."""
+        return layout.chunk(self.entries(point)[number].chunk)
+
+    def page(self, point: Manifest) -> str:
+        return layout.chunk(self.repository.disk(point, images.DISK)._index.root.pages[0].chunk)
+
+    def root(self, point: Manifest) -> str:
+        return layout.index(point.vm.id, point.id, images.DISK)
+
+    def entries(self, point: Manifest) -> list[Entry]:
+        return self.repository.disk(point, images.DISK)._index.page(0)
+
+    def damaged(self, points: list[Manifest]) -> dict[str, set[tuple[str, str | None]]]:
+        """Verify points; return {object: {(point id, disk id)} that it hurts}."""
+        found = self.repository.verify(points, lambda step: None).damage
+        assert all(damage.name.rpartition("/")[2] in damage.reason for damage in found)
+        return {damage.name: {(hurt.point_id, hurt.disk_id) for hurt in damage.hurts} for damage in found}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "r")
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("what", ["chunk", "page", "root"])
+def test_what_is_damaged_is_named_and_not_restored(site: Site, what: str, damage: Callable[[Path], None]) -> None:
+    name = {"chunk": site.chunk(site.old, 0), "page": site.page(site.old), "root": site.root(site.old)}[what]
+    damage(site.path / name)
+    restored = bytearray()
+    with pytest.raises(errors.Damaged, match=name.rpartition("/")[2]):
+        for piece in site.repository.disk(site.old, images.DISK).read():
+            restored += bytes(piece.length) if piece.data is None else piece.data
+    assert site.image.startswith(bytes(restored))
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_ovf_is_not_returned(site: Site, damage: Callable[[Path], None]) -> None:
+    name = layout.ovf(images.VM.id, site.old.id)
+    damage(site.path / name)
+    with pytest.raises(errors.Damaged, match=r"vm\.ovf"):
+        site.repository.ovf(site.old)
+    assert site.damaged([site.old]) == {name: {(site.old.id, None)}}
+
+
+@pytest.mark.parametrize("damage", [cut, emptied], ids=lambda damage: damage.__name__)
+def test_a_damaged_manifest_is_no_point(site: Site, damage: Callable[[Path], None]) -> None:
+    damage(site.path / layout.manifest(images.VM.id, site.old.id))
+    with pytest.raises(errors.Damaged, match=site.old.id):
+        site.repository.point(images.VM.id, site.old.id)
+
+
+def test_sound_points_are_said_to_be_sound(site: Site) -> None:
+    found = site.repository.verify(site.repository.points(), lambda step: None)
+    assert found.damage == ()
+    assert (found.chunks, found.checked) == (9, 6 * WINDOW), "web's four windows, four new grains, db's window"
+
+
+def test_verify_tells_how_far_it_is(site: Site) -> None:
+    steps: list[Step] = []
+    site.repository.verify([site.old], steps.append)
+    assert steps[-1].position == steps[-1].size == len(site.image)
+    assert [step.checked for step in steps] == [4 * WINDOW] * 2
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_shared_chunk_hurts_every_point_that_needs_it(site: Site, damage: Callable[[Path], None]) -> None:
+    name = site.chunk(site.old, 0)
+    damage(site.path / name)
+    everyone = {(point.id, images.DISK) for point in (site.old, site.new, site.other)}
+    assert site.damaged([site.old]) == {name: everyone}
+    assert site.damaged(site.repository.points()) == {name: everyone}
+
+
+def test_a_chunk_of_one_point_hurts_only_that(site: Site) -> None:
+    gone(site.path / site.chunk(site.new, 1))
+    gone(site.path / site.chunk(site.old, 1))
+    assert site.damaged([site.new]) == {site.chunk(site.new, 1): {(site.new.id, images.DISK)}}
+    assert site.damaged([site.old, site.new]) == {
+        site.chunk(site.old, 1): {(site.old.id, images.DISK)},
+        site.chunk(site.new, 1): {(site.new.id, images.DISK)},
+    }
+    assert site.damaged([site.other]) == {}
+
+
+def test_pages_and_roots_are_verified_too(site: Site) -> None:
+    page = site.page(site.new)
+    root = site.root(site.old)
+    flipped(site.path / page)
+    flipped(site.path / root)
+    assert site.damaged([site.new]) == {
+        page: {(site.new.id, images.DISK)},
+        root: {(site.old.id, images.DISK)},
+    }, "the other point's root was met while the points that are hurt were looked for"
+
+
+def test_hurts_name_the_vm(site: Site) -> None:
+    gone(site.path / site.chunk(site.other, 0))
+    (damage,) = site.repository.verify([site.other], lambda step: None).damage
+    assert Hurt(OTHER_VM.id, "db", site.other.id, images.DISK) in damage.hurts
+
+
+def test_a_full_backup_without_base_mends_the_chunks_that_it_reads(site: Site) -> None:
+    for number in range(4):
+        random.choice([cut, flipped, gone])(site.path / site.chunk(site.old, number))
+    images.full(site.repository, site.image)
+    assert site.damaged(site.repository.points()) == {}
+    assert images.restore(site.repository, site.new) == site.newer_image
+
+
+def test_an_incremental_over_a_damaged_index_is_refused(site: Site) -> None:
+    flipped(site.path / site.root(site.new))
+    with pytest.raises(errors.Damaged, match=site.new.id):
+        images.incremental(site.repository, site.newer_image, site.image, site.new)
+    flipped(site.path / site.page(site.old))
+    with pytest.raises(errors.Damaged):
+        images.incremental(site.repository, site.image, site.newer_image, site.old)
+
+
+def test_what_an_entry_wants_must_be_in_its_chunk() -> None:
+    """An index that names a sound chunk, but more of it than there is."""
+    chunks = Chunks(MemoryStore(), "zstd")
+    short = chunks.put(os.urandom(4 * KiB))
+    page = chunks.put(index.encode_page(0, [Entry(0, 8 * KiB, short.digest)]))
+    reader = DiskReader(Root(8 * KiB, WINDOW, {0: PageReference(0, page.digest)}), chunks)
+    with pytest.raises(errors.Damaged, match="has only 4096 bytes"):
+        list(reader.read())
+
+
+def test_the_end_of_a_page_is_not_the_end_of_verification(site: Site) -> None:
+    """Pages behind the first are read as well."""
+    blocks = [images.zero(0, PAGE), images.data(PAGE, os.urandom(WINDOW))]
+    point = images.back_up(site.repository, blocks, PAGE + WINDOW)
+    (entry,) = site.repository.disk(point, images.DISK)._index.page(1)
+    flipped(site.path / layout.chunk(entry.chunk))
+    assert set(site.damaged([point])) == {layout.chunk(entry.chunk)}

@@ -1,0 +1,182 @@
+"""The stores: one contract, and what a directory adds to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from obstore import exceptions as obstore_exceptions
+
+from blockferry import errors
+from blockferry.repository import store as stores
+from blockferry.repository.store import Store
+from tests.unit.repository_stores import FailingStore, MemoryStore, file_size_limit
+
+
+@pytest.fixture(params=["directory", "memory", "failing"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "directory":
+        return stores.create(str(tmp_path))
+    memory = MemoryStore()
+    return memory if request.param == "memory" else FailingStore(memory, at=1000)
+
+
+# The contract.
+
+
+def test_what_was_put_is_there(store: Store) -> None:
+    store.put("chunks/ab/abcd", b"one")
+    assert store.get("chunks/ab/abcd", limit=3) == b"one"
+    store.put("chunks/ab/abcd", b"two!")
+    assert store.get("chunks/ab/abcd", limit=4) == b"two!"
+
+
+def test_what_was_not_put_is_not_found(store: Store) -> None:
+    store.put("chunks/ab/abcd", b"one")
+    for name in ("chunks/ab/abce", "chunks/ab", "nowhere/at/all"):
+        with pytest.raises(errors.NotFound):
+            store.get(name, limit=10)
+
+
+def test_an_object_longer_than_expected_is_damaged(store: Store) -> None:
+    store.put("a", b"four")
+    with pytest.raises(errors.Damaged, match="longer"):
+        store.get("a", limit=3)
+
+
+def test_names_are_those_of_a_folder(store: Store) -> None:
+    for name in ("vms/1/manifest", "vms/1/x/y", "vms/10/manifest", "other"):
+        store.put(name, b"")
+    assert sorted(store.names("vms/1")) == ["vms/1/manifest", "vms/1/x/y"]
+    assert sorted(store.names("vms")) == ["vms/1/manifest", "vms/1/x/y", "vms/10/manifest"]
+    assert list(store.names("nothing")) == []
+
+
+def test_deleting_twice_is_no_error(store: Store) -> None:
+    store.put("a/b", b"")
+    store.delete("a/b")
+    store.delete("a/b")
+    assert list(store.names("a")) == []
+
+
+def test_a_batch_puts_its_last_object(store: Store) -> None:
+    with store.batch() as batch:
+        store.put("a/chunk", b"chunk")
+        batch.commit("a/b/manifest", b"manifest")
+        batch.commit("a/b/manifest", b"replaced")
+    assert store.get("a/b/manifest", limit=100) == b"replaced"
+    assert sorted(store.names("a")) == ["a/b/manifest", "a/chunk"]
+
+
+# A directory.
+
+
+def test_a_directory_is_a_path_or_a_file_url(tmp_path: Path) -> None:
+    (tmp_path / "my backups").mkdir()
+    stores.connect(str(tmp_path / "my backups")).put("a", b"1")
+    assert stores.connect(f"file://{tmp_path}/my%20backups").get("a", 1) == b"1"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/backups", "https://host/backups", "file://server/share", "nonsense://"])
+def test_other_urls_are_refused_for_now(url: str) -> None:
+    with pytest.raises(errors.RepositoryError, match="directories only"):
+        stores.connect(url)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(errors.RepositoryError, match=f"no repository at {tmp_path}/gone"):
+        stores.connect(str(tmp_path / "gone"))
+
+
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.RepositoryError):
+        stores.create(str(tmp_path / "file"))
+    with pytest.raises(errors.RepositoryError):
+        stores.connect(str(tmp_path / "file"))
+
+
+def test_no_room_is_told_as_such_and_leaves_the_old_object(tmp_path: Path) -> None:
+    store = stores.create(str(tmp_path))
+    store.put("a", b"old")
+    with file_size_limit(1000), pytest.raises(errors.RepositoryFull, match="Make room"):
+        store.put("a", bytes(2000))
+    with store.batch() as batch, file_size_limit(1000), pytest.raises(errors.RepositoryFull, match="Make room"):
+        batch.commit("a", bytes(2000))
+    assert store.get("a", 10) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_file_system_is_recognised_in_obstores_words(number: int) -> None:
+    """No test can fill a file system here; this is LocalStore's text as it was seen, with the other error's number."""
+    text = f"Generic LocalFileSystem error: Unable to copy data to file: {os.strerror(number)} (os error {number})"
+    expected = rf"^x cannot be written: {os.strerror(number)}\. Make room"
+    with pytest.raises(errors.RepositoryFull, match=expected), stores._our_errors("x cannot be written"):
+        raise obstore_exceptions.GenericError(f"{text}\n\nDebug source:\nGeneric {{ code: 5 }}")
+
+
+def test_what_nobody_may_do_is_said_in_one_line() -> None:
+    """Root may write everywhere but in /sys."""
+    with pytest.raises(errors.RepositoryError) as caught:
+        stores.connect("/sys").put("blockferry", b"x")
+    assert str(caught.value).startswith("/sys/blockferry cannot be written: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_flush_fails_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor of a pipe cannot be flushed: the kernel's error must come through, and no manifest appear."""
+    store = stores.create(str(tmp_path))
+    with store.batch() as batch:
+        monkeypatch.setattr(batch, "_directory", -1)
+        with pytest.raises(errors.RepositoryError, match=r"manifest cannot be written: Bad file descriptor\."):
+            batch.commit("manifest", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_is_flushed_before_the_last_object_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, Path, set[str]]] = []
+
+    def watch(name: str, flush: Callable[[int], None]) -> Callable[[int], None]:
+        def watched(descriptor: int) -> None:
+            names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+            flushed.append((name, Path(f"/proc/self/fd/{descriptor}").readlink(), names))
+            flush(descriptor)
+
+        return watched
+
+    monkeypatch.setattr(stores, "_syncfs", watch("syncfs", stores._syncfs))
+    monkeypatch.setattr(os, "fsync", watch("fsync", os.fsync))
+    store = stores.create(str(tmp_path))
+    with store.batch() as batch:
+        store.put("chunks/ab/abcd", b"chunk")
+        batch.commit("vms/manifest.json", b"manifest")
+
+    assert flushed == [
+        ("syncfs", tmp_path, {"abcd"}),
+        ("fsync", tmp_path / "vms/manifest.json#0", {"abcd", "manifest.json#0"}),
+        ("fsync", tmp_path / "vms", {"abcd", "manifest.json"}),
+    ]
+
+
+# The tests' own stores.
+
+
+def test_power_takes_only_what_was_not_committed() -> None:
+    for seed in range(20):
+        store = MemoryStore()
+        store.put("a", b"before")
+        store.commit("m", b"manifest")
+        store.put("b", b"after the commit")
+        store.put("c", b"after the commit")
+        store.delete("a")
+        store.lose_power(random.Random(seed))
+        assert store.objects["m"] == b"manifest"
+        assert store.objects.get("a") in (None, b"before")
+        store.lose_power(random.Random(seed))
