@@ -13,7 +13,7 @@ What can go wrong between a disk and the controller, as one tree. Each class say
         └── ProtocolError    its server answered nonsense: do not trust a byte of it
 
 The controller's tree (`blockferry.errors`) grows from the same root. On the wire each class has a gRPC status code:
-the table is in `blockferry_agent.service`.
+the table is in `blockferry_agent.status`.
 """
 
 from __future__ import annotations
