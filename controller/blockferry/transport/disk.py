@@ -45,7 +45,8 @@ class Reading(Protocol):
 
 class Disk(Protocol):
     """
-    A disk that is open for reading. Several readings may run at once. Who opened it closes it.
+    A disk that is open for reading. One reading at a time: an agent's connections are counted, because the NBD server
+    hangs at the ninth (ovirt-facts, 6.4). Who opened it closes it.
 
     Errors of the data path are raised as `TransportError` or one of the agent's errors.
     """

@@ -246,6 +246,11 @@ def _error(error: grpc.RpcError, where: str) -> agent_errors.Error:
     own = status.error_from(code.value[0], details, dict(error.trailing_metadata() or ()))
     if own is not None:
         return own
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return errors.AgentUnreachable(
+            f"{where[0].upper()}{where[1:]} does not serve this controller ({details}).",
+            "It was deployed by a controller with another CA: deploy it from here.",
+        )
     if code is grpc.StatusCode.UNAVAILABLE:
         return errors.AgentUnreachable(
             f"{where[0].upper()}{where[1:]} does not answer ({details}).", "See `blockferry agent status`."
