@@ -90,7 +90,7 @@ class Chunks:
             data = self._decode(self._store.get(layout.chunk(digest), _HEADER.size + limit), limit)
         except errors.NotFound:
             raise self.damaged(digest, "it is missing") from None
-        except (ValueError, struct.error, zstandard.ZstdError) as error:
+        except (ValueError, zstandard.ZstdError) as error:
             raise self.damaged(digest, str(error)) from None
         if blake3(data).digest() != digest:
             raise self.damaged(digest, "its content is not what was stored")
@@ -106,8 +106,9 @@ class Chunks:
     def _is_sound(self, digest: bytes, length: int) -> bool:
         try:
             self.get(digest, limit=length)
-        except errors.RepositoryError:
-            # Missing, torn, or on a bad sector: in each case it should be written.
+        except errors.Damaged:
+            # Missing, torn or rotten. One that only could not be read now is not replaced: a point may need it, and
+            # until the commit a power failure could tear what replaces it.
             return False
         return True
 
@@ -120,7 +121,9 @@ class Chunks:
         return _HEADER.pack(_MAGIC, _VERSION, storage, 0, len(data)) + payload
 
     def _decode(self, encoded: bytes, limit: int) -> bytes:
-        """Return the plain content, at most `limit` bytes. Raises ValueError, struct.error or ZstdError."""
+        """Return the plain content, at most `limit` bytes. Raises ValueError or ZstdError."""
+        if len(encoded) < _HEADER.size:
+            raise ValueError("it ends in its header")
         magic, version, storage, _, length = _HEADER.unpack_from(encoded)
         payload = memoryview(encoded)[_HEADER.size :]
         if magic != _MAGIC:

@@ -135,19 +135,20 @@ class Draft:
             disks=tuple(disks),
         )
         name = layout.manifest(self._vm.id, self.id)
-        self._names.append(name)
+        # From here on a power failure may bring the manifest back, deleted or not: what it names stays.
+        self._names = [name]
         self._batch.commit(name, manifest.encode(point))
-        self._names.clear()
+        self._names = []
         return point
 
     def discard(self) -> None:
         """
         Take away what is not committed, as far as the store lets us: without its manifest nobody sees the rest.
 
-        A commit that failed may have left a manifest, so that goes first, and if it will not go, the rest stays too.
+        A commit that failed may have left a manifest; then that alone is taken away.
         """
         with contextlib.suppress(errors.RepositoryError):
-            for name in reversed(self._names):
+            for name in self._names:
                 self._store.delete(name)
 
     def _save_root(self, disk_id: str, root: bytes) -> File:
