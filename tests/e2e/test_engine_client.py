@@ -371,10 +371,12 @@ def test_what_breaks_inside_leaves_the_engine_clean(
     assert observer.is_clean(vm)
 
 
-@pytest.mark.parametrize("phase", ["ready", "transferring"])
-def test_a_phase_that_never_comes(connect: Connect, vm: Vm, lab: Lab, observer: Observer, phase: str) -> None:
+@pytest.mark.parametrize(("phase", "step"), [("ready", "ready"), ("transferring", "transfer")])
+def test_a_phase_that_never_comes(
+    connect: Connect, vm: Vm, lab: Lab, observer: Observer, phase: str, step: str
+) -> None:
     lab.engine.faults.stick(phase)
-    with connect(ready=3, transfer=1) as connection, pytest.raises(errors.EngineError, match="did not become ready"):
+    with connect(**{step: 1}) as connection, pytest.raises(errors.EngineError, match="did not become ready within 1 s"):
         back_up(connection, vm)
     assert observer.is_clean(vm)
 
