@@ -380,6 +380,34 @@ def test_a_window_in_too_many_pieces_is_named_until_it_is_read_whole(repository:
     assert images.restore(repository, mended) == new
 
 
+# Disks that change their size.
+
+
+@pytest.mark.parametrize("touched", [False, True], ids=["nothing written", "its new end written"])
+@pytest.mark.parametrize("shrunk", [0, 512, WINDOW, WINDOW + 512, 2 * WINDOW])
+def test_what_a_shrunk_disk_lost_does_not_come_back_when_it_grows(
+    repository: Repository, shrunk: int, touched: bool
+) -> None:
+    image = os.urandom(3 * WINDOW)
+    small = bytearray(image[:shrunk])
+    if touched:
+        small[-512:] = b"\1" * min(512, shrunk)
+    large = bytes(small).ljust(len(image), b"\0")
+    full = images.full(repository, image)
+    shorter = images.incremental(repository, image, bytes(small), full, grain=512)
+    longer = images.incremental(repository, bytes(small), large, shorter)
+    assert images.restore(repository, shorter) == small
+    assert images.restore(repository, longer) == large
+
+
+def test_a_disk_that_loses_whole_pages_of_its_index(repository: Repository) -> None:
+    end = images.data(2 * PAGE, b"\1" * WINDOW)
+    full = images.back_up(repository, [images.zero(0, 2 * PAGE), end], 2 * PAGE + WINDOW)
+    shorter = images.back_up(repository, [], PAGE, "incremental", full)
+    longer = images.back_up(repository, [], 2 * PAGE + WINDOW, "incremental", shorter)
+    assert list(repository.disk(longer, images.DISK).read()) == [(0, 2 * PAGE + WINDOW, None)]
+
+
 # What a transport may not say.
 
 
