@@ -67,6 +67,13 @@ class Observer:
         )
         return str(backup.id)
 
+    def start_download(self, vm: Vm) -> None:
+        """Start a transfer of the first disk of a VM that is down and in no backup, and leave it open."""
+        types = ovirtsdk4.types
+        disk = types.Disk(id=vm.disks[0].id)
+        direction = types.ImageTransferDirection.DOWNLOAD
+        self._api.image_transfers_service().add(types.ImageTransfer(disk=disk, direction=direction))
+
     def is_clean(self, vm: Vm) -> bool:
         return not self.open_backups(vm) and not self.open_transfers(vm)
 
@@ -181,10 +188,19 @@ def test_ambiguous_names_list_the_ids(connection: Connection, new_small_vm: Call
 def test_the_configuration_is_hidden_during_a_live_backup(connection: Connection, vm: Vm) -> None:
     found = connection.find_vm(vm.name)
     with (
-        connection.backup(found, connection.disks(found), mode="live"),
-        pytest.raises(errors.Conflict, match=f"OVF.*of VM '{vm.name}': locked disks are {vm.name}_Disk1"),
+        connection.backup(found, connection.disks(found), mode="live", description="nightly") as backup,
+        pytest.raises(errors.Conflict, match=f"VM '{vm.name}' is in another backup: {backup.id} 'nightly"),
     ):
         connection.ovf(found)
+
+
+def test_the_configuration_is_hidden_while_a_disk_is_locked(
+    connection: Connection, new_small_vm: Callable[..., Vm], observer: Observer
+) -> None:
+    vm = new_small_vm(up=False)
+    observer.start_download(vm)
+    with pytest.raises(errors.Conflict, match=f"OVF.*of VM '{vm.name}': locked disks are {vm.name}_Disk1"):
+        connection.ovf(connection.find_vm(vm.name))
 
 
 # Backups that go well.

@@ -20,7 +20,7 @@ from typing import Any
 from ovirtsdk4 import types
 
 from blockferry import errors
-from blockferry.engine import ending, events, inventory, polling, starting, transfers
+from blockferry.engine import ending, events, inventory, polling, records, starting, transfers
 from blockferry.engine.model import BackupDisk, Journal, JournalEntry, Mode, Transfer
 from blockferry.engine.session import Session
 
@@ -170,6 +170,8 @@ def run(session: Session, request: starting.Request, journal: Journal) -> Iterat
     try:
         yield backup
         backup.finish()
+    except ending.StillFinalizing:
+        raise
     except BaseException as error:
         with aside(error):
             backup.give_up()
@@ -179,7 +181,7 @@ def run(session: Session, request: starting.Request, journal: Journal) -> Iterat
 def abandon(session: Session, vm_id: str, backup_id: str | None, description: str) -> None:
     """End what is left of a backup; see Connection.abandon."""
     try:
-        backup_id = backup_id or starting.find(session, vm_id, description)
+        backup_id = backup_id or records.find(session, vm_id, description)
     except errors.NotFound:
         return  # the VM is gone, and its backups with it
     if backup_id is not None:
@@ -210,10 +212,10 @@ def _wait_ready(session: Session, request: starting.Request, backup_id: str) -> 
         except errors.NotFound:
             phase = "failed"  # engines before 4.4.7.6 have no such phase, but forget the backup
         else:
-            phase = record.phase.value if record.phase is not None else "unknown"
+            phase = records.phase(record)
         if phase == "ready":
             return record
-        if phase in ("finalizing", *starting.FINAL_PHASES):
+        if phase in ("finalizing", *records.FINAL_PHASES):
             raise _start_failed(session, request, backup_id, phase)
     raise errors.EngineError(
         f"Backup {backup_id} of VM '{request.vm.name}' did not become ready within {session.deadlines.ready:g} s: its"

@@ -71,7 +71,7 @@ class Connection:
         """
         Return the VM's configuration; may hold secrets. Before a backup: disks that it locks hide it.
 
-        Raises Conflict when disks are locked for longer than `deadlines.ovf`.
+        Raises Conflict when disks are locked for longer than `deadlines.ovf`, at once when another backup does it.
         """
         return inventory.ovf(self._session, vm)
 

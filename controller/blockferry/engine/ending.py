@@ -8,11 +8,15 @@ import logging
 from typing import Any, Literal
 
 from blockferry import errors
-from blockferry.engine import faults, polling, transfers
+from blockferry.engine import faults, polling, records, transfers
 from blockferry.engine.session import Session
-from blockferry.engine.starting import FINAL_PHASES
 
 log = logging.getLogger(__name__)
+
+
+class StillFinalizing(errors.EngineError):
+    """The engine was asked to finalize a backup, is at it, and goes on by itself: there is nothing to give up."""
+
 
 # gone: the engine has no record of it (any more).
 Outcome = Literal["succeeded", "failed", "gone"]
@@ -23,7 +27,8 @@ def end(session: Session, vm_id: str, backup_id: str, *, deadline: float, correl
     Finalize a backup and wait until it has ended.
 
     Asks again as long as the engine does not go on to finalize: it may have been away, or a transfer was still ending.
-    Transfers that nobody ended are cancelled. deadline: seconds. Raises EngineError when it is too late.
+    Transfers that nobody ended are cancelled. deadline: seconds. Raises StillFinalizing or
+    another EngineError when it is too late.
     """
     phase = ""
     for _ in polling.ticks(deadline):
@@ -31,14 +36,14 @@ def end(session: Session, vm_id: str, backup_id: str, *, deadline: float, correl
             phase = _phase_of(session, vm_id, backup_id)
         except errors.NotFound:
             return "gone"
-        if phase in FINAL_PHASES:
+        if phase in records.FINAL_PHASES:
             return "succeeded" if phase == "succeeded" else "failed"
         if phase != "finalizing":
             _ask_to_finalize(session, vm_id, backup_id, correlation_id)
     if phase == "finalizing":
-        raise errors.EngineError(
+        raise StillFinalizing(
             f"Backup {backup_id} is still being finalized after {deadline:g} s.",
-            "The engine goes on by itself: see the VM's events.",
+            "The engine goes on by itself: see the VM's events. The next backup waits for it.",
         )
     raise errors.EngineError(
         f"Backup {backup_id} could not be finalized within {deadline:g} s: its phase is '{phase}'.",
@@ -65,8 +70,7 @@ def _cancel_transfers(session: Session, vm_id: str, backup_id: str) -> None:
 
 
 def _phase_of(session: Session, vm_id: str, backup_id: str) -> str:
-    backup = session.ask("read a backup", lambda api: _service(api, vm_id, backup_id).get())
-    return backup.phase.value if backup.phase is not None else "unknown"
+    return records.phase(session.ask("read a backup", lambda api: _service(api, vm_id, backup_id).get()))
 
 
 def _service(api: Any, vm_id: str, backup_id: str) -> Any:

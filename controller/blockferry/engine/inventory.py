@@ -10,7 +10,7 @@ import urllib.parse
 from typing import Any
 
 from blockferry import errors
-from blockferry.engine import faults, polling
+from blockferry.engine import faults, polling, records
 from blockferry.engine.model import Checkpoint, Disk, Host, Vm
 from blockferry.engine.session import Session
 
@@ -109,7 +109,7 @@ def ovf(session: Session, vm: Vm) -> str:
     Return the VM's configuration, an OVF document of oVirt's kind; it may hold secrets (cloud-init, TPM).
 
     The engine leaves it out, without an error, while a disk is locked; so ask for it before a backup starts.
-    Raises Conflict when it stays out.
+    Raises Conflict when it stays out, at once when another backup is the reason.
     """
     for _ in polling.ticks(session.deadlines.ovf):
         found = session.call(
@@ -119,6 +119,7 @@ def ovf(session: Session, vm: Vm) -> str:
         initialization = found.initialization
         if initialization and initialization.configuration and initialization.configuration.data:
             return str(initialization.configuration.data)
+        records.refuse_other(session, vm)
     raise errors.Conflict(
         f"The engine does not give out the configuration (OVF) of VM '{vm.name}'{_locks(session, vm)}.",
         "Wait until snapshots, disk operations and other backups of the VM have ended, then run again.",

@@ -6,18 +6,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
 
 from ovirtsdk4 import types
 
 from blockferry import errors
-from blockferry.engine import events, faults, inventory, polling
+from blockferry.engine import events, faults, inventory, polling, records
 from blockferry.engine.model import Disk, Vm
 from blockferry.engine.session import Session
 
 log = logging.getLogger(__name__)
-
-FINAL_PHASES = ("succeeded", "failed")
 
 # The engine takes 1024 characters.
 _LONGEST_DESCRIPTION = 900
@@ -98,7 +95,7 @@ def start(session: Session, request: Request) -> tuple[str, str]:
         try:
             return _add(session, request), status
         except faults.Occupied as conflict:
-            if own := find(session, request.vm.id, request.description):
+            if own := records.find(session, request.vm.id, request.description):
                 return own, status  # the engine had worked on the first of two requests
             _give_way(session, request.vm, conflict)
             last = conflict
@@ -107,16 +104,6 @@ def start(session: Session, request: Request) -> tuple[str, str]:
             raise _explained(request, refusal) from refusal
     assert last is not None
     raise last
-
-
-def find(session: Session, vm_id: str, description: str) -> str | None:
-    """Return the id of the VM's backup with this description."""
-    return next((backup.id for backup in records(session, vm_id) if backup.description == description), None)
-
-
-def records(session: Session, vm_id: str) -> list[Any]:
-    """Return what the engine remembers of the VM's backups: running ones and those that ended a while ago."""
-    return list(session.ask("list backups", lambda api: api.vms_service().vm_service(vm_id).backups_service().list()))
 
 
 def _add(session: Session, request: Request) -> str:
@@ -140,20 +127,12 @@ def _add(session: Session, request: Request) -> str:
         return add()
     except errors.EngineUnreachable:
         # The request may have arrived all the same.
-        return find(session, request.vm.id, request.description) or add()
+        return records.find(session, request.vm.id, request.description) or add()
 
 
 def _give_way(session: Session, vm: Vm, conflict: faults.Occupied) -> None:
     """Return when the conflict passes by itself; else raise a Conflict that names what is in the way."""
-    running = [backup for backup in records(session, vm.id) if _phase(backup) not in FINAL_PHASES]
-    for backup in running:
-        if _phase(backup) != "finalizing":
-            description = f" '{backup.description}'" if backup.description else ""
-            raise errors.Conflict(
-                f"VM '{vm.name}' is in another backup: {backup.id}{description}, phase {_phase(backup)}.",
-                "Wait for it to end. If whatever started it is gone, finalize it in the engine"
-                f" (POST vms/{vm.id}/backups/{backup.id}/finalize).",
-            ) from conflict
+    records.refuse_other(session, vm)
     if not any(text in conflict.detail.lower() for text in _PASSING_CONFLICTS):
         raise conflict
 
@@ -184,7 +163,3 @@ def unusable(request: Request, reason: str) -> errors.CheckpointUnusable:
         f"No backup of VM '{request.vm.name}' can start from checkpoint {request.since}. {reason}".rstrip(),
         "Take a full backup.",
     )
-
-
-def _phase(backup: Any) -> str:
-    return backup.phase.value if backup.phase is not None else "unknown"

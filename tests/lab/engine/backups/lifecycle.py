@@ -139,6 +139,7 @@ class Backups:
         except HostError:
             self._fail(mode, 10792)
             return
+        self._context.workers.wait(lambda: not self._context.faults.holds(BackupPhase.SUCCEEDED.shown))
         with self._db.changed:
             mode.unlock()
             mode.set_phase(BackupPhase.SUCCEEDED)
