@@ -17,6 +17,11 @@ from tests.lab.domains import Domains, VmSpec, libvirt_errors
 Mode = Literal["full", "incremental"]
 
 
+# Seconds. libvirt 9.0 has one thread for QEMU's events, and it waits 30 s for the backup's lock when the guest agent
+# comes up in the middle of a backup; the end of the job is seen after that.
+END_TIMEOUT = 60
+
+
 @dataclasses.dataclass(frozen=True)
 class BackupDisk:
     """
@@ -91,7 +96,10 @@ class Backups:
             raise errors.HostError(f"VM {vm_id} has no backup {backup_id}", errors.NO_SUCH_BACKUP)
         with libvirt_errors(errors.BACKUP_ERROR):
             domain.abortJob()
-        processes.wait_for(f"the end of backup {backup_id}", lambda: not _in_backup(domain))
+        try:
+            processes.wait_for(f"the end of backup {backup_id}", lambda: not _in_backup(domain), END_TIMEOUT)
+        except errors.LabError as error:
+            raise errors.HostError(str(error), errors.BACKUP_ERROR) from error
 
     def redefine_checkpoint(self, vm_id: str, checkpoint: CheckpointSpec) -> None:
         domain = self._domains.running(vm_id)
