@@ -98,15 +98,25 @@ class _Job:
 
     def run(self) -> Manifest:
         disks = self._disks()
-        points = self._repository.points(self._vm.id)
-        chosen = self._base(points, disks)
-        try:
-            manifest = self._take(disks, chosen)
-        except (errors.CheckpointUnusable, agent_errors.BitmapMissing) as error:
-            self._progress.warn(f"{error.message} Taking a full backup instead.")
-            manifest = self._take(disks, base.without_checkpoint(points))
+        points = self._repository.points(self._vm.id, lambda error: self._progress.warn(str(error)))
+        manifest = self._take_from(self._base(points, disks), points, disks)
         self._drop_checkpoints(points, manifest)
         return manifest
+
+    def _take_from(self, chosen: Base, points: Sequence[Manifest], disks: list[engine.Disk]) -> Manifest:
+        """Take the point from the base that was chosen, or from a lesser one when that turns out to be of no use."""
+        try:
+            return self._take(disks, chosen)
+        except (errors.CheckpointUnusable, agent_errors.BitmapMissing) as error:
+            if chosen.checkpoint_id is None:
+                raise
+            self._progress.warn(f"{error.message} Taking a full backup instead.")
+            return self._take_from(base.without_checkpoint(points), points, disks)
+        except errors.Damaged as error:
+            if chosen.point is None:
+                raise
+            self._progress.warn(f"The base {chosen.point.id} is damaged: {error.message} Building on nothing instead.")
+            return self._take(disks, base.NOTHING)
 
     def _disks(self) -> list[engine.Disk]:
         """Return the disks to take; name those that no backup can have."""

@@ -18,7 +18,9 @@ from blockferry_agent.units import GiB
 # both sides have a bounded number of them to remember.
 KNOWN_SPAN = 1 * GiB
 
-# What the wire allows (agent.proto); further windows stay in many pieces until the next backup.
+# What the wire allows (agent.proto). A block whose digest does not go along is moved again; a window that does not
+# stays in many pieces until the next backup.
+MAX_KNOWN = 65536
 MAX_WHOLE_WINDOWS = 65536
 
 
@@ -100,4 +102,5 @@ def _requests(size: int, writer: DiskWriter, incremental: bool, window: int) -> 
         return
     for start in range(0, size, KNOWN_SPAN):
         length = min(KNOWN_SPAN, size - start)
-        yield ReadRequest(start, length, False, window, known=writer.known(start, length))
+        known = dict(itertools.islice(writer.known(start, length).items(), MAX_KNOWN))
+        yield ReadRequest(start, length, False, window, known=known)
