@@ -52,7 +52,7 @@ def status(settings: Settings, hosts: tuple[str, ...]) -> None:
         output.agents(states)
     silent = [state.host_name for state in states if state.problem]
     if silent:
-        raise errors.AgentUnreachable(f"No answer from the agent on: {', '.join(silent)}.", "Deploy it again.")
+        output.failed(errors.AgentUnreachable(f"No answer from the agent on: {', '.join(silent)}.", "Deploy it again."))
 
 
 @agent.command()

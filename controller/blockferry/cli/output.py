@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -44,6 +44,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
 def as_json(value: Any) -> None:
     """Print `value`, of msgspec structs, dataclasses and plain values, as one JSON document."""
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
+
+
+def failed(problem: errors.Error) -> NoReturn:
+    """End a command that has printed what it found, which is not good: with a sentence and the exit code."""
+    click.echo(f"blockferry: {problem}", err=True)
+    raise click.exceptions.Exit(errors.exit_code(problem))
 
 
 def error(problem: errors.Error, machine: bool) -> None:

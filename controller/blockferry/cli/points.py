@@ -78,7 +78,7 @@ def restore(
     Restore the disks of a recovery point to image files.
 
     Every chunk is checked before it is written. An image appears under its name when it is complete; until then it is
-    called NAME.partial.
+    called .NAME.partial.
     """
     repository = settings.site().repository()
     found = catalog.point(repository, vm, point)
@@ -115,7 +115,9 @@ def verify(settings: Settings, vm: str | None, point: str | None) -> None:
     else:
         output.verification(result)
     if result.damage:
-        raise errors.Damaged(
-            f"{len(result.damage)} stored objects are damaged or missing.",
-            "Run `blockferry backup VM --fresh`: what the disks still hold is stored again, for all points.",
+        output.failed(
+            errors.Damaged(
+                f"{len(result.damage)} stored objects are damaged or missing.",
+                "Run `blockferry backup VM --fresh`: what the disks still hold is stored again, for all points.",
+            )
         )

@@ -66,7 +66,8 @@ def main() -> NoReturn:
 def _run() -> int:
     machine = "--json" in sys.argv[1:]
     try:
-        program.main(prog_name="blockferry", standalone_mode=False)
+        # What it returns is 0 after --help, a code after `output.failed`, and nothing after a command that went well.
+        return program.main(prog_name="blockferry", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -81,7 +82,6 @@ def _run() -> int:
         # Who read our output went away (`blockferry list | head`).
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- lives until the process ends, a moment from now
         return 0
-    return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from blockferry import errors
@@ -18,7 +19,8 @@ from blockferry.repository.store import Store
 _THREADS = 2
 
 
-class Hurt(NamedTuple):
+@dataclass(frozen=True)
+class Hurt:
     """A disk of a recovery point, or (disk_id None) its OVF, that cannot be restored."""
 
     vm_id: str
@@ -27,7 +29,8 @@ class Hurt(NamedTuple):
     disk_id: str | None
 
 
-class Damage(NamedTuple):
+@dataclass(frozen=True)
+class Damage:
     """
     An object that is damaged or missing.
 
@@ -55,7 +58,8 @@ class Step(NamedTuple):
     checked: int
 
 
-class Verification(NamedTuple):
+@dataclass(frozen=True)
+class Verification:
     """
     What was found.
 
