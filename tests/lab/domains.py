@@ -19,6 +19,7 @@ from typing import Literal
 from xml.sax.saxutils import escape
 
 import libvirt
+import libvirt_qemu
 
 from tests.lab import errors, processes
 from tests.lab.guest_image import GuestImage
@@ -216,6 +217,18 @@ class Domains:
         domain = self.running(vm_id)
         with libvirt_errors(errors.NON_RESPONSIVE_GUEST_AGENT):
             domain.fsThaw()
+
+    def qemu_io(self, vm_id: str, disk_id: str, command: str) -> None:
+        disk = self.spec(vm_id).disk(disk_id)
+        if self.state(vm_id) == "down":
+            processes.run("qemu-io", "--discard=unmap", "-f", disk.format, "-c", command, disk.path)
+            return
+        # The device's way: it sets bitmaps and goes through the filter of a backup.
+        monitor = f'qemu-io -d ua-{disk_id} "{command}"'
+        with libvirt_errors():
+            libvirt_qemu.qemuMonitorCommand(
+                self.running(vm_id), monitor, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+            )
 
     def _xml(self, vm: VmSpec) -> str:
         targets = ",".join(disk.target for disk in vm.disks)
