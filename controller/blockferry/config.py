@@ -62,6 +62,12 @@ class Repository(Section, frozen=True):
 
     url: Text
 
+    def below(self, directory: Path) -> Repository:
+        """Return the same with a relative path taken from `directory`."""
+        if "://" in self.url:
+            return self
+        return Repository(url=str(directory / Path(self.url).expanduser()))
+
 
 class Backup(Section, frozen=True):
     """
@@ -142,13 +148,14 @@ def load(path: Path | None = None) -> Config:
         raise errors.ConfigError(f"The configuration {path} cannot be read: {error}.") from None
     try:
         tables = tomllib.loads(text)
-        return msgspec.convert(tables, Config, dec_hook=lambda kind, value: _path(path.parent, kind, value))
+        loaded = msgspec.convert(tables, Config, dec_hook=lambda kind, value: _path(path.parent, kind, value))
     except tomllib.TOMLDecodeError as error:
         raise errors.ConfigError(f"The configuration {path} is not valid TOML: {error}.") from None
     except msgspec.ValidationError as error:
         raise errors.ConfigError(
             f"The configuration {path} cannot be used: {error}.", "The README lists every key."
         ) from None
+    return msgspec.structs.replace(loaded, repository=loaded.repository.below(path.parent.absolute()))
 
 
 def _path(base: Path, kind: type, value: Any) -> Path:

@@ -27,13 +27,22 @@ def deploy(settings: Settings, hosts: tuple[str, ...]) -> None:
     old one is put back.
     """
     site = settings.site()
+    deployed: list[job.AgentState] = []
+    problems: list[errors.Error] = []
     with settings.progress() as progress:
-        deployed = [job.deploy_to(site, host, progress) for host in hosts]
+        for host in hosts:
+            try:
+                deployed.append(job.deploy_to(site, host, progress))
+            except errors.Error as error:
+                progress.warn(f"{host}: {error}")
+                problems.append(error)
     if settings.machine:
         output.as_json(deployed)
     else:
         for one in deployed:
-            click.echo(f"Agent {one.version} serves on {one.host_name} at {one.address}:{one.port}.")
+            output.line(f"Agent {one.version} serves on {one.host_name} at {one.address}:{one.port}.")
+    if problems:
+        output.failed(problems[0])
 
 
 @agent.command()

@@ -60,5 +60,5 @@ def backup(
     if settings.machine:
         output.as_json(point)
     else:
-        click.echo(f"Recovery point {point.id} of VM {point.vm.name} is complete.")
+        output.line(f"Recovery point {point.id} of VM {point.vm.name} is complete.")
         output.disks(point)

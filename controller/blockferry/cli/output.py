@@ -10,6 +10,7 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from blockferry import errors
 from blockferry.jobs.agents import AgentState
@@ -33,7 +34,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(cell.replace("[", r"\[") for cell in row))
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         # Nothing is cut or folded for a file or a pipe.
@@ -46,15 +47,30 @@ def as_json(value: Any) -> None:
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
 
 
+def printable(text: str) -> str:
+    """Return `text` with a sign in place of what could command a terminal: names come from whoever made a VM."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def line(text: str) -> None:
+    """Print a line."""
+    click.echo(printable(text))
+
+
+def note(text: str) -> None:
+    """Print a line on standard error."""
+    click.echo(f"blockferry: {printable(text)}", err=True)
+
+
 def failed(problem: errors.Error) -> NoReturn:
     """End a command that has printed what it found, which is not good: with a sentence and the exit code."""
-    click.echo(f"blockferry: {problem}", err=True)
+    note(str(problem))
     raise click.exceptions.Exit(errors.exit_code(problem))
 
 
 def error(problem: errors.Error, machine: bool) -> None:
     """Print an error: a sentence on standard error, and for machines a document on standard output."""
-    click.echo(f"blockferry: {problem}", err=True)
+    note(str(problem))
     if machine:
         as_json({"error": {"kind": type(problem).__name__, "message": problem.message, "hint": problem.hint}})
 
@@ -95,7 +111,7 @@ def point(found: Manifest) -> None:
         "Configuration": f"OVF, {size(found.ovf.length)}" if found.ovf else f"none: {found.ovf_missing}",
     }
     for name, value in facts.items():
-        click.echo(f"{name + ':':<16} {value}")
+        line(f"{name + ':':<16} {value}")
     click.echo()
     disks(found)
 
@@ -122,12 +138,12 @@ def disks(found: Manifest) -> None:
         right=("SIZE", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"),
     )
     for reason in sorted({disk.transport_reason for disk in found.disks if disk.transport_reason}):
-        click.echo(f"Not by a better transport: {reason}")
+        line(f"Not by a better transport: {reason}")
 
 
 def verification(found: Verification) -> None:
     """Print what a verification found: a row for each thing that each damaged object hurts."""
-    click.echo(f"{found.chunks} chunks with {size(found.checked)} of content were read and checked.")
+    line(f"{found.chunks} chunks with {size(found.checked)} of content were read and checked.")
     if found.damage:
         table(
             ("DAMAGED OBJECT", "WHAT IS WRONG", "VM", "POINT", "DISK"),

@@ -20,6 +20,10 @@ import click
 from blockferry import __version__, errors
 from blockferry.cli import agent, backup, output, points, repository
 
+LOG_VARIABLE = "BLOCKFERRY_LOG"
+
+_log = logging.getLogger(__name__)
+
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -57,7 +61,8 @@ program.add_command(points.verify)
 
 def main() -> NoReturn:
     """Run the program and exit."""
-    logging.basicConfig(level=os.environ.get("BLOCKFERRY_LOG", "CRITICAL"), stream=sys.stderr)
+    level = logging.getLevelNamesMapping().get(os.environ.get(LOG_VARIABLE, "").upper(), logging.WARNING)
+    logging.basicConfig(level=level, stream=sys.stderr, format="blockferry: %(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     sys.exit(_run())
@@ -72,7 +77,7 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        stopped = errors.Interrupted("Stopped by a signal.", "Nothing was committed; run it again when you like.")
+        stopped = errors.Interrupted("Stopped by a signal.")
         output.error(stopped, machine)
         return errors.exit_code(stopped)
     except errors.Error as error:
@@ -82,6 +87,14 @@ def _run() -> int:
         # Who read our output went away (`blockferry list | head`).
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- lives until the process ends, a moment from now
         return 0
+    except Exception as error:
+        _log.debug("A defect", exc_info=True)
+        defect = errors.Error(
+            f"This is a defect of Blockferry ({type(error).__name__}: {error}).",
+            f"Run it again with {LOG_VARIABLE}=DEBUG, and report what it prints.",
+        )
+        output.error(defect, machine)
+        return errors.exit_code(defect)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -30,14 +29,14 @@ class Warnings(progress.Silent):
     """Warnings only."""
 
     def warn(self, text: str) -> None:
-        click.echo(f"blockferry: warning: {text}", err=True)
+        output.note(f"warning: {text}")
 
 
 class Lines(Warnings):
     """A line for each step, for logs."""
 
     def step(self, text: str) -> None:
-        click.echo(f"blockferry: {text}", err=True)
+        output.note(text)
 
     def begin(self, key: str, label: str, total: int) -> None:
         self.step(f"{label}: {output.size(total)}")
@@ -48,7 +47,7 @@ class Bars:
 
     def __init__(self) -> None:
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[moved]} moved"),
@@ -65,13 +64,13 @@ class Bars:
         self._bars.stop()
 
     def step(self, text: str) -> None:
-        self._bars.console.print(text, markup=False)
+        self._bars.console.print(output.printable(text), markup=False)
 
     def warn(self, text: str) -> None:
-        self._bars.console.print(f"warning: {text}", style="yellow", markup=False)
+        self._bars.console.print(f"warning: {output.printable(text)}", style="yellow", markup=False)
 
     def begin(self, key: str, label: str, total: int) -> None:
-        self._tasks[key] = self._bars.add_task(label.replace("[", r"\["), total=total, moved=output.size(0))
+        self._tasks[key] = self._bars.add_task(output.printable(label), total=total, moved=output.size(0))
 
     def advance(self, key: str, position: int, moved: int) -> None:
         self._bars.update(self._tasks[key], completed=position, moved=output.size(moved))

@@ -95,12 +95,18 @@ class _Job:
         self._options = options
         self._log = log
         self._progress = progress
+        self._committed: Manifest | None = None
 
     def run(self) -> Manifest:
         disks = self._disks()
         points = self._repository.points(self._vm.id, lambda error: self._progress.warn(str(error)))
-        manifest = self._take_from(self._base(points, disks), points, disks)
-        self._drop_checkpoints(points, manifest)
+        try:
+            manifest = self._take_from(self._base(points, disks), points, disks)
+            self._drop_checkpoints(points, manifest)
+        except (errors.EngineError, KeyboardInterrupt) as error:
+            if self._committed is None:
+                raise
+            raise _after_commit(self._committed, error) from error
         return manifest
 
     def _take_from(self, chosen: Base, points: Sequence[Manifest], disks: list[engine.Disk]) -> Manifest:
@@ -146,40 +152,30 @@ class _Job:
         since = f"what changed since {parent.id}" if parent else "everything"
         self._progress.step(f"VM {self._vm.name}: asking the engine for a backup of {since}")
         started = time.monotonic()
-        manifest: Manifest | None = None
         with self._repository.new_point(Vm(self._vm.id, self._vm.name)) as draft:
             draft.ovf(ovf)
-            try:
-                with (
-                    self._connection.backup(
-                        self._vm,
-                        disks,
-                        since=chosen.checkpoint_id,
-                        mode=self._options.mode,
-                        description=DESCRIPTION,
-                        journal=self._log.record,
-                    ) as backup,
-                    contextlib.ExitStack() as transfers,
-                ):
-                    self._progress.step(f"VM {self._vm.name}: the engine made a {backup.mode} backup, {backup.id}")
-                    self._copy(draft, backup, {disk.id: disk for disk in disks}, chosen, transfers)
-                    manifest = draft.commit(
-                        mode=backup.mode,
-                        backup_id=backup.id,
-                        checkpoint_id=backup.to_checkpoint_id,
-                        parent=parent,
-                        guest_frozen=None,
-                        seconds=time.monotonic() - started,
-                    )
-                    self._progress.step(f"VM {self._vm.name}: {manifest.id} is committed; ending the backup")
-            except errors.EngineError as error:
-                if manifest is None:
-                    raise
-                raise errors.EngineError(
-                    f"Recovery point {manifest.id} is complete, but the engine did not end its backup well. "
-                    + error.message,
-                    error.hint,
-                ) from error
+            with (
+                self._connection.backup(
+                    self._vm,
+                    disks,
+                    since=chosen.checkpoint_id,
+                    mode=self._options.mode,
+                    description=DESCRIPTION,
+                    journal=self._log.record,
+                ) as backup,
+                contextlib.ExitStack() as transfers,
+            ):
+                self._progress.step(f"VM {self._vm.name}: the engine made a {backup.mode} backup, {backup.id}")
+                self._copy(draft, backup, {disk.id: disk for disk in disks}, chosen, transfers)
+                manifest = self._committed = draft.commit(
+                    mode=backup.mode,
+                    backup_id=backup.id,
+                    checkpoint_id=backup.to_checkpoint_id,
+                    parent=parent,
+                    guest_frozen=None,
+                    seconds=time.monotonic() - started,
+                )
+                self._progress.step(f"VM {self._vm.name}: {manifest.id} is committed; ending the backup")
         self._log.ended()
         return manifest
 
@@ -257,6 +253,18 @@ class _Job:
                     self._connection.delete_checkpoint(self._vm, checkpoint.id)
         except errors.Error as error:
             self._progress.warn(f"An old checkpoint stays for now: {error.message}")
+
+
+def _after_commit(point: Manifest, error: errors.EngineError | KeyboardInterrupt) -> errors.Error:
+    """Return the error of a backup whose recovery point is there all the same."""
+    if isinstance(error, KeyboardInterrupt):
+        return errors.Interrupted(
+            f"Recovery point {point.id} is complete. A signal stopped what comes after it.",
+            "The next backup of this VM ends what is still open in the engine.",
+        )
+    return errors.EngineError(
+        f"Recovery point {point.id} is complete, but its backup did not end well: {error.message}", error.hint
+    )
 
 
 def _target(transfer: engine.Transfer) -> Target:

@@ -1,19 +1,20 @@
 """
 Image files that a disk is restored to.
 
-An image is written as NAME.partial, made durable, and gets its name when it is complete; on failure nothing stays.
+An image is written as .NAME.partial, made durable, and gets its name when it is complete; on failure nothing stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from blockferry import errors
+from blockferry import errors, files
 
 Format = Literal["raw", "qcow2"]
 
@@ -37,36 +38,56 @@ def create(path: Path, image_format: Format, size: int) -> Iterator[Image]:
     """
     Make an image of `size` bytes; it appears at `path`, replacing what was there, when the block ends well.
 
+    path: absolute; its name does not begin with a dot.
     A qcow2 image is converted from a raw one at the end, so both need room for a moment.
 
-    Raises RestoreError when it cannot be written.
+    Raises RestoreError when it cannot be written, Conflict when somebody else is making it.
     """
-    raw = path.with_name(path.name + ".partial")
-    converted = path.with_name(path.name + ".partial.qcow2")
-    try:
-        with _raw(raw, size) as image:
+    raw = path.with_name(f".{path.name}.partial")
+    converted = path.with_name(f".{path.name}.converted")
+    with _errors_of(path), _raw(raw, size) as image:
+        try:
             yield image
-        complete = raw
-        if image_format == "qcow2":
-            _convert(raw, converted)
-            complete = converted
-        _make_durable(complete)
-        complete.replace(path)
-        _make_durable(path.parent)
+            complete = raw
+            if image_format == "qcow2":
+                complete = converted
+                _convert(raw, converted)
+            files.make_durable(complete)
+            complete.replace(path)
+            files.make_durable(path.parent)
+        finally:
+            raw.unlink(missing_ok=True)
+            converted.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise errors.RestoreError(
             f"{path} cannot be written: {error.strerror or error}.", "Make room, or restore to another directory."
         ) from None
-    finally:
-        raw.unlink(missing_ok=True)
-        converted.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _raw(path: Path, size: int) -> Iterator[Image]:
-    # The content of a VM's disks is nobody else's business.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """
+    Open the raw image, alone until the block ends. What a killed run left under its name is written over.
+
+    Raises OSError, Conflict.
+    """
+    # Only its owner may read it: what is on a VM's disks is nobody else's business.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(descriptor), path.lstat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise errors.Conflict(f"Another restore is writing {path}.", "Wait for it, or use another directory.")
+        os.truncate(descriptor, 0)
         os.truncate(descriptor, size)
         yield Image(descriptor)
     finally:
@@ -85,11 +106,3 @@ def _convert(raw: Path, target: Path) -> None:
         ) from None
     except subprocess.CalledProcessError as error:
         raise errors.RestoreError(f"qemu-img cannot write {target}: {error.stderr.strip()}.") from None
-
-
-def _make_durable(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

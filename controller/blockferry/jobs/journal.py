@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from blockferry import errors
+from blockferry import errors, files
 from blockferry.engine import JournalEntry
 
 
@@ -67,12 +66,7 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
-        temporary = self._path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(self._current))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        files.replace(self._path, msgspec.json.encode(self._current))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ from blockferry.jobs import images, selection
 from blockferry.jobs.progress import Progress
 from blockferry.repository import DiskManifest, Manifest, Repository
 
+# Characters of an alias that go into a file's name, which may have 255 with all that is added.
+MAX_NAME = 100
+
 
 class Restored(msgspec.Struct, frozen=True):
     """
@@ -45,7 +48,8 @@ def run(
     Raises NotFound, Conflict when an image is there and `replace` is false, Damaged, RepositoryError.
     """
     chosen = selection.disks(point.disks, disks, f"Recovery point {point.id}")
-    paths = _paths(chosen, directory, image_format)
+    # Absolute, so that qemu-img takes no image's name for an option or a protocol.
+    paths = _paths(chosen, directory.absolute(), image_format)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,14 +85,13 @@ def _restore_disk(
 
 
 def _paths(disks: Sequence[DiskManifest], directory: Path, image_format: images.Format) -> list[Path]:
-    """Return an image's path for each disk, named by alias; the id tells apart what has the same name."""
+    """Return a path for each disk's image, named by alias; by alias and id when aliases do not tell all apart."""
     names = [_file_name(disk.alias) for disk in disks]
-    return [
-        directory / f"{name if names.count(name) == 1 else f'{name}-{disk.id}'}.{image_format}"
-        for name, disk in zip(names, disks, strict=True)
-    ]
+    if len(set(names)) < len(names):
+        names = [f"{name}-{disk.id}" for name, disk in zip(names, disks, strict=True)]
+    return [directory / f"{name}.{image_format}" for name in names]
 
 
 def _file_name(alias: str) -> str:
     """Return `alias` as a harmless file name: it comes from the engine, where anyone may have written anything."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", alias).lstrip(".") or "disk"
+    return re.sub(r"[^A-Za-z0-9._-]", "_", alias).lstrip(".")[:MAX_NAME] or "disk"
