@@ -66,12 +66,13 @@ def status(settings: Settings, hosts: tuple[str, ...]) -> None:
 
 @agent.command()
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
+@click.option("--forget", is_flag=True, help="Only forget the agent here: the host is gone.")
 @common_options
-def remove(settings: Settings, hosts: tuple[str, ...]) -> None:
+def remove(settings: Settings, hosts: tuple[str, ...], forget: bool) -> None:
     """Stop the agent on HOSTs and remove its directory: nothing of it stays."""
     site = settings.site()
     with settings.progress() as progress:
-        removed = [job.remove_from(site, host, progress) for host in hosts]
+        removed = [job.forget(site, host) if forget else job.remove_from(site, host, progress) for host in hosts]
     if settings.machine:
         output.as_json({"removed": removed})
     else:

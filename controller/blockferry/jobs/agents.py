@@ -68,6 +68,14 @@ def remove_from(site: Site, host_name: str, progress: Progress) -> str:
     return host.name
 
 
+def forget(site: Site, host_name: str) -> str:
+    """Forget an agent whose host is gone, and return the host's name. Raises NotFound, Ambiguous."""
+    registry = site.agents().registry
+    record = registry.find(host_name)
+    registry.forget(record.host_id)
+    return record.host_name
+
+
 def _ask(site: Site, record: deploy.Record) -> AgentState:
     state = AgentState(
         host_name=record.host_name,
