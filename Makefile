@@ -1,5 +1,7 @@
 # Every target first makes sure that what it needs is installed (tests/setup says what, and why it cannot).
 PYTHON := .venv/bin/python
+# Two at a time, for two cores; each process has a lab of its own, brought up by the first test that asks for it.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile
 
 .PHONY: setup demo test unit lint lab-up lab-status lab-down proto
 
@@ -10,10 +12,10 @@ demo: setup
 	@$(PYTHON) -m tests.lab.demo
 
 test: setup lint
-	$(PYTHON) -m pytest tests
+	$(PYTEST) tests
 
 unit: setup
-	$(PYTHON) -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 lint: setup
 	.venv/bin/ruff check .
