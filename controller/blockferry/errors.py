@@ -21,7 +21,8 @@ What can go wrong in the controller: one tree, grown from the agent's root. Each
     ├── RestoreError         the place to restore to failed    11
     └── Interrupted          stopped by a signal               130
 
-Foreign exceptions become ours at one border each: `engine.faults`, `transport`, `repository.store`, `deploy.ssh`.
+Foreign exceptions become ours at one border each: `engine.faults`, `transport`, `repository.store`, `deploy.ssh`
+and `deploy.faults`.
 """
 
 from blockferry_agent import errors as agent_errors

@@ -94,6 +94,17 @@ def test_no_network_and_no_cache(tmp_path: Path, offline: None) -> None:
     assert list((tmp_path / "wheels" / EL8.kind).iterdir()) == []
 
 
+@pytest.mark.parametrize("in_the_way", ["wheels", "bundles"])
+def test_cache_that_cannot_be_written(tmp_path: Path, offline: None, in_the_way: str) -> None:
+    if in_the_way == "bundles":
+        (tmp_path / "wheels").symlink_to(CACHE / "wheels")
+    (tmp_path / in_the_way).write_text("a file")
+    with pytest.raises(
+        errors.DeployError, match=rf"{tmp_path}/{in_the_way}.* cannot be written: .*file system is full"
+    ):
+        bundle.build(tmp_path, HERE)
+
+
 def test_archive_depends_on_content_only() -> None:
     assert bundle.pack({"b": b"2", "a": b"1"}) == bundle.pack({"a": b"1", "b": b"2"})
 

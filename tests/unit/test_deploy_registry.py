@@ -1,5 +1,6 @@
 """What the controller knows about the agents that it deployed."""
 
+import logging
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ RECORD = registry.Record(
     deployed=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
     certificate_expires=datetime(2027, 2, 3, tzinfo=UTC),
 )
-OTHER = msgspec.structs.replace(RECORD, host_id="a2", host_name="host2", host_address="192.0.2.2")
+OTHER = msgspec.structs.replace(RECORD, host_id="a2", host_name="host2", host_address="192.0.2.2", address="192.0.2.2")
 
 
 @pytest.fixture
@@ -51,10 +52,19 @@ def test_unknown_host(known: registry.Registry) -> None:
 def test_ambiguous_name_is_settled_by_the_id(known: registry.Registry) -> None:
     known.put(RECORD)
     known.put(msgspec.structs.replace(OTHER, host_name="host1"))
-    known.put(msgspec.structs.replace(OTHER, host_id="a3", host_name="a1"))
+    known.put(msgspec.structs.replace(OTHER, host_id="a3", host_name="a1", address="192.0.2.3"))
     with pytest.raises(errors.Ambiguous, match="called host1: a1, a2"):
         known.find("host1")
     assert known.find("a1") == RECORD
+
+
+def test_host_that_was_added_anew_replaces_itself(known: registry.Registry) -> None:
+    anew = msgspec.structs.replace(RECORD, host_id="b1")
+    neighbour = msgspec.structs.replace(OTHER, address=RECORD.address, port=1)
+    for record in (RECORD, neighbour, anew):
+        known.put(record)
+    assert known.records() == [anew, neighbour]
+    assert known.find("host1") == anew
 
 
 def test_newer_record_replaces_the_older(known: registry.Registry, tmp_path: Path) -> None:
@@ -74,16 +84,31 @@ def test_strange_ids_are_no_file_names(known: registry.Registry, tmp_path: Path,
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff"])
-def test_damaged_record_is_named(known: registry.Registry, tmp_path: Path, content: bytes) -> None:
+def test_damaged_record_is_named_and_hides_no_other(
+    known: registry.Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
     known.put(RECORD)
+    known.put(OTHER)
     path = tmp_path / "agents" / "a1.json"
     path.write_bytes(content)
-    with pytest.raises(errors.DeployError, match=f"{path} cannot be read") as caught:
-        known.find("host1")
-    assert "deploy" in caught.value.hint
+    with caplog.at_level(logging.WARNING):
+        assert known.find("host2") == OTHER
+    [message] = caplog.messages
+    assert message.startswith(f"{path} cannot be read: ")
+    assert "deploy the agent on that host again" in message
+    known.put(RECORD)
+    assert known.find("host1") == RECORD
 
 
 def test_state_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "agents").write_text("a file in the way")
-    with pytest.raises(errors.DeployError, match=r"agents/a1\.json cannot be written"):
+    with pytest.raises(
+        errors.DeployError, match=r"agents/a1\.json cannot be written: .*whether its file system is full"
+    ):
         registry.Registry(tmp_path).put(RECORD)
+
+
+def test_record_that_cannot_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "agents" / "a1.json").mkdir(parents=True)
+    with pytest.raises(errors.DeployError, match=r"agents/a1\.json cannot be written"):
+        registry.Registry(tmp_path).forget("a1")

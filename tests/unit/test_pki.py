@@ -199,6 +199,18 @@ def test_lost_key_is_an_error_not_a_new_authority(authority: pki.Authority, tmp_
         pki.Authority.open(tmp_path / "state")
 
 
+def test_state_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file in the way")
+    with pytest.raises(errors.DeployError, match=r"state/pki cannot be written: .*file system is full"):
+        pki.Authority.open(tmp_path / "state")
+
+
+def test_renewed_identity_that_cannot_be_written(authority: pki.Authority, tmp_path: Path) -> None:
+    (tmp_path / "state" / "pki" / "controller.pem").mkdir()
+    with pytest.raises(errors.DeployError, match=r"controller\.pem cannot be written: .*file system is full"):
+        authority.controller()
+
+
 def test_key_of_another_authority_is_an_error(
     authority: pki.Authority, stranger: pki.Authority, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ The agent on the hosts: bring it there over SSH, see how it does, take it away.
     onhost        the program that does the work in it, sent to the host's Python
     pki           the controller's own certificate authority
     registry      what the controller knows about the agents that it deployed
-    files         files that are there completely or not at all
+    faults        the border to the controller's own disk
 """
 
 from blockferry.deploy.agents import Agents as Agents

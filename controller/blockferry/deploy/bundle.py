@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 import blockferry_agent
 import blockferry_proto
-from blockferry import errors
-from blockferry.deploy import files
+from blockferry import errors, files
+from blockferry.deploy import faults
 from blockferry.deploy.interpreter import Interpreter
 
 # typing_extensions is what grpcio needs; the others need nothing.
@@ -60,7 +60,7 @@ def build(cache: Path, interpreter: Interpreter) -> Bundle:
     """
     Return the bundle for a host's Python, from the cache or made now.
 
-    Raises DeployError when a wheel must be fetched and cannot be.
+    Raises DeployError when a wheel must be fetched and cannot be, or the cache cannot be written.
     """
     members = dict(_members(_wheels(cache / "wheels" / interpreter.kind, interpreter)))
     recipe = hashlib.sha256()
@@ -99,10 +99,11 @@ def _cached(directory: Path, label: str) -> bytes | None:
 
 def _store(directory: Path, kind: str, label: str, data: bytes) -> bytes:
     """Put an archive into the cache, in place of older ones for the same kind of host, and return it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob(f"{kind}-*.tar.gz"):
-        old.unlink(missing_ok=True)
-    files.replace(directory / f"{label}-{_sha256(data)}.tar.gz", data, mode=0o644)
+    with faults.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob(f"{kind}-*.tar.gz"):
+            old.unlink(missing_ok=True)
+        files.replace(directory / f"{label}-{_sha256(data)}.tar.gz", data, mode=0o644)
     return data
 
 
@@ -129,11 +130,12 @@ def _wheels(directory: Path, interpreter: Interpreter) -> list[Path]:
     versions = {name: metadata.version(name) for name in REQUIREMENTS}
     missing = [f"{name}=={version}" for name, version in versions.items() if not _wheel(directory, name, version)]
     if missing:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch.", dir=directory) as fetched:
-            _fetch(missing, Path(fetched), interpreter)
-            for wheel in Path(fetched).glob("*.whl"):
-                wheel.replace(directory / wheel.name)
+        with faults.writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".fetch.", dir=directory) as fetched:
+                _fetch(missing, Path(fetched), interpreter)
+                for wheel in Path(fetched).glob("*.whl"):
+                    wheel.replace(directory / wheel.name)
     wheels = [_wheel(directory, name, version) for name, version in versions.items()]
     return [wheel for wheel in wheels if wheel is not None]
 

@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from blockferry import errors
-from blockferry.deploy import files
+from blockferry import errors, files
+from blockferry.deploy import faults
 
 CONTROLLER_ROLE = "blockferry:controller"
 AGENT_ROLE = "blockferry:agent"
@@ -90,13 +90,15 @@ class Authority:
         directory = state / "pki"
         try:
             if not directory.is_dir():
-                _create(directory)
+                with faults.writing(directory):
+                    _create(directory)
             certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
             key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), password=None)
         except (OSError, ValueError, TypeError) as error:
             raise errors.DeployError(
                 f"The certificate authority in {directory} cannot be used: {error}.",
-                "Restore that directory from a backup, or move it away and deploy every agent again.",
+                "See whether this user may read it. If it is damaged, restore that directory from a backup, or move it "
+                "away and deploy every agent again.",
             ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise errors.DeployError(
@@ -110,13 +112,14 @@ class Authority:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def controller(self) -> Identity:
-        """Return the controller's identity, made or renewed when it is time."""
+        """Return the controller's identity, made or renewed when it is time. Raises DeployError."""
         path = self._directory / "controller.pem"
         stored = self._read_controller(path)
         if stored is not None:
             return stored
         identity = self._issue(CONTROLLER_ROLE, ExtendedKeyUsageOID.CLIENT_AUTH, [])
-        files.replace(path, identity.key + identity.certificate)
+        with faults.writing(path):
+            files.replace(path, identity.key + identity.certificate)
         return identity
 
     def _read_controller(self, path: Path) -> Identity | None:

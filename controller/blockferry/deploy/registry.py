@@ -4,14 +4,17 @@ What the controller knows about the agents that it deployed: one file for each h
     <state>/agents/<host id>.json
 """
 
+import logging
 import re
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
-from blockferry import errors
-from blockferry.deploy import files
+from blockferry import errors, files
+from blockferry.deploy import faults
+
+_log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,12 +48,12 @@ class Registry:
         self._directory = state / "agents"
 
     def records(self) -> list[Record]:
-        """Return all records, by the hosts' names. Raises DeployError."""
+        """Return all records that can be read, by the hosts' names; the log names the others."""
         records = [self._read(path) for path in self._directory.glob("[!.]*.json")]
         return sorted((record for record in records if record), key=lambda record: (record.host_name, record.host_id))
 
     def find(self, host: str) -> Record:
-        """Return the record of a host by its id, name or address. Raises NotFound, Ambiguous, DeployError."""
+        """Return the record of a host by its id, name or address. Raises NotFound, Ambiguous."""
         records = self.records()
         for fits in (
             [record for record in records if record.host_id == host],
@@ -58,23 +61,33 @@ class Registry:
         ):
             if len(fits) > 1:
                 ids = ", ".join(record.host_id for record in fits)
-                raise errors.Ambiguous(f"Several hosts are called {host}: {ids}.", "Use the id.")
+                raise errors.Ambiguous(
+                    f"Several hosts are called {host}: {ids}.",
+                    "Use the id. `blockferry agent remove --forget ID` forgets one that is gone.",
+                )
             if fits:
                 return fits[0]
         raise errors.NotFound(f"No agent was deployed on host {host}.", "See `blockferry agent deploy --help`.")
 
     def put(self, record: Record) -> None:
-        """Remember a record in place of what was known about its host. Raises DeployError."""
+        """
+        Remember a record in place of what was known about its host. Raises DeployError.
+
+        A host that the engine took in anew has a new id: where this agent listens, no other does any more.
+        """
         path = self._path(record.host_id)
-        try:
+        with faults.writing(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.replace(path, msgspec.json.format(msgspec.json.encode(record), indent=4) + b"\n")
-        except OSError as error:
-            raise errors.DeployError(f"{path} cannot be written: {error.strerror}.") from error
+        for other in self.records():
+            if other.host_id != record.host_id and (other.address, other.port) == (record.address, record.port):
+                self.forget(other.host_id)
 
     def forget(self, host_id: str) -> None:
-        """Forget a host; one that is not known is ignored."""
-        self._path(host_id).unlink(missing_ok=True)
+        """Forget a host; one that is not known is ignored. Raises DeployError."""
+        path = self._path(host_id)
+        with faults.writing(path):
+            path.unlink(missing_ok=True)
 
     def _path(self, host_id: str) -> Path:
         """Return a record's file. A host id is a name here, never a path."""
@@ -88,6 +101,6 @@ class Registry:
         except FileNotFoundError:
             return None  # forgotten just now
         except (OSError, msgspec.MsgspecError) as error:
-            raise errors.DeployError(
-                f"{path} cannot be read: {error}.", "Remove it, then deploy the agent on that host again."
-            ) from error
+            # One bad file must not keep the agents of all other hosts from being used.
+            _log.warning("%s cannot be read: %s. Remove it, then deploy the agent on that host again.", path, error)
+            return None
