@@ -19,9 +19,9 @@ def test_what_ended_leaves_nothing(tmp_path: Path) -> None:
     with journal.opened(tmp_path, VM) as first:
         first.record(JournalEntry(VM, "job"))
         first.record(JournalEntry(VM, "job", "backup"))
-        first.ended()
+        first.ended(first.open[0])
     with journal.opened(tmp_path, VM) as second:
-        assert second.left_open is None
+        assert second.open == []
 
 
 def _die_in_a_backup(state: Path, vm_id: str) -> None:
@@ -39,7 +39,7 @@ def test_what_a_killed_process_left_is_found(tmp_path: Path) -> None:
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
     with journal.opened(tmp_path, VM) as own:
-        assert own.left_open == journal.OpenBackup(VM, "job", "backup", ["one", "two"])
+        assert own.open == [journal.OpenBackup(VM, "job", "backup", ["one", "two"])]
 
 
 def test_two_at_once_exclude_each_other(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 Back up one VM: from the engine's backup to a committed recovery point.
 
     find the VM, take its OVF ─▶ choose the base ─▶ start the backup ─▶ for each disk, side by side:
-        transfer ─▶ first transport that answers ─▶ blocks ─▶ repository
-    ─▶ commit ─▶ finish the transfers and the backup ─▶ drop the checkpoints that nothing needs any more
+        transfer ─▶ first transport that answers ─▶ blocks ─▶ repository ─▶ finish the transfer
+    ─▶ commit ─▶ finish the backup ─▶ drop the checkpoints that nothing needs any more
 
 Whatever fails before the commit leaves no recovery point, nothing open in the engine, and the old base in force.
 """
@@ -11,8 +11,9 @@ Whatever fails before the commit leaves no recovery point, nothing open in the e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -26,8 +27,6 @@ from blockferry.repository import Draft, Manifest, Repository, Vm
 from blockferry.transport import ladder
 from blockferry.transport.disk import Target, Transport
 from blockferry_agent import errors as agent_errors
-
-DESCRIPTION = "blockferry"
 
 # Disks beyond this wait for one of the others: each has a transfer, connections and blocks in memory.
 MAX_DISKS_AT_ONCE = 8
@@ -66,13 +65,11 @@ def run(site: Site, vm_name: str, options: Options, progress: Progress) -> Manif
 
 
 def _end_left_open(connection: engine.Connection, log: journal.Journal, progress: Progress) -> None:
-    """End what a run that was killed, or lost the engine, left open there."""
-    left = log.left_open
-    if left is None:
-        return
-    progress.step("An earlier backup of this VM did not end well: ending what it may have left open in the engine")
-    connection.abandon(left.vm_id, left.backup_id, left.transfer_ids, left.description)
-    log.ended()
+    """End what runs that were killed, or lost the engine, left open there."""
+    for left in list(log.open):
+        progress.step("An earlier backup of this VM did not end well: ending what it may have left open in the engine")
+        connection.abandon(left.vm_id, left.backup_id, left.transfer_ids, left.description)
+        log.ended(left)
 
 
 class _Job:
@@ -95,6 +92,8 @@ class _Job:
         self._options = options
         self._log = log
         self._progress = progress
+        # The engine gives it to the checkpoint too: by it the checkpoint of a backup that failed is known as ours.
+        self._description = f"blockferry {repository.settings.id}"
         self._committed: Manifest | None = None
 
     def run(self) -> Manifest:
@@ -102,8 +101,8 @@ class _Job:
         points = self._repository.points(self._vm.id, lambda error: self._progress.warn(str(error)))
         try:
             manifest = self._take_from(self._base(points, disks), points, disks)
-            self._drop_checkpoints(points, manifest)
-        except (errors.EngineError, KeyboardInterrupt) as error:
+            self._drop_checkpoints(manifest)
+        except (errors.Error, KeyboardInterrupt) as error:
             if self._committed is None:
                 raise
             raise _after_commit(self._committed, error) from error
@@ -154,19 +153,16 @@ class _Job:
         started = time.monotonic()
         with self._repository.new_point(Vm(self._vm.id, self._vm.name)) as draft:
             draft.ovf(ovf)
-            with (
-                self._connection.backup(
-                    self._vm,
-                    disks,
-                    since=chosen.checkpoint_id,
-                    mode=self._options.mode,
-                    description=DESCRIPTION,
-                    journal=self._log.record,
-                ) as backup,
-                contextlib.ExitStack() as transfers,
-            ):
+            with self._connection.backup(
+                self._vm,
+                disks,
+                since=chosen.checkpoint_id,
+                mode=self._options.mode,
+                description=self._description,
+                journal=self._log.record,
+            ) as backup:
                 self._progress.step(f"VM {self._vm.name}: the engine made a {backup.mode} backup, {backup.id}")
-                self._copy(draft, backup, {disk.id: disk for disk in disks}, chosen, transfers)
+                self._copy(draft, backup, {disk.id: disk for disk in disks}, chosen)
                 manifest = self._committed = draft.commit(
                     mode=backup.mode,
                     backup_id=backup.id,
@@ -176,7 +172,7 @@ class _Job:
                     seconds=time.monotonic() - started,
                 )
                 self._progress.step(f"VM {self._vm.name}: {manifest.id} is committed; ending the backup")
-        self._log.ended()
+        self._log.ended(self._log.open[-1])
         return manifest
 
     def _copy(
@@ -185,13 +181,12 @@ class _Job:
         backup: engine.Backup,
         disks: dict[str, engine.Disk],
         chosen: Base,
-        transfers: contextlib.ExitStack,
     ) -> None:
         """Copy all disks side by side. The first error stops the others and is the one raised."""
         stop = copying.Stop()
         with futures.ThreadPoolExecutor(MAX_DISKS_AT_ONCE, thread_name_prefix="disk") as threads:
             copies = [
-                threads.submit(self._copy_disk, draft, backup, part, disks[part.id], chosen, transfers, stop)
+                threads.submit(self._copy_disk, draft, backup, part, disks[part.id], chosen, stop)
                 for part in backup.disks
             ]
             try:
@@ -208,11 +203,26 @@ class _Job:
         part: engine.BackupDisk,
         disk: engine.Disk,
         chosen: Base,
-        transfers: contextlib.ExitStack,
         stop: copying.Stop,
     ) -> None:
+        """
+        Copy one disk, through a transfer that ends with it.
+
+        The transfer does not wait for the commit: while the slowest disk is read, the engine would cancel the others'.
+        """
         stop.check()
-        transfer = transfers.enter_context(backup.transfer(part))
+        with backup.transfer(part) as transfer, _naming(disk):
+            self._copy_transfer(draft, part, disk, chosen, transfer, stop)
+
+    def _copy_transfer(
+        self,
+        draft: Draft,
+        part: engine.BackupDisk,
+        disk: engine.Disk,
+        chosen: Base,
+        transfer: engine.Transfer,
+        stop: copying.Stop,
+    ) -> None:
         opened = ladder.open_first(self._transports, _target(transfer))
         if opened.why:
             self._progress.warn(f"Disk {disk.alias} goes through {opened.transport}. {opened.why}")
@@ -237,25 +247,35 @@ class _Job:
             seconds=time.monotonic() - started,
         )
 
-    def _drop_checkpoints(self, points: Sequence[Manifest], new: Manifest) -> None:
+    def _drop_checkpoints(self, new: Manifest) -> None:
         """
-        Delete the checkpoints of points that `new` has made useless as a base: each costs the VM a bitmap.
+        Delete the checkpoints that `new` has made useless as a base: each costs the VM a bitmap.
 
-        Checkpoints that no point of this repository names are somebody else's.
+        They are those of points whose disks `new` has too, and those that backups into this repository left behind
+        when they failed after the engine had made them. Others are somebody else's.
         """
         if new.checkpoint_id is None:
             return
+        checkpoints = self._connection.checkpoints(self._vm)
+        if new.checkpoint_id not in {checkpoint.id for checkpoint in checkpoints if checkpoint.usable}:
+            return
+        # Only older ones: a newer one may be of a backup that is still to be committed. As a VM is in one backup at a
+        # time, and a backup is committed before it ends, the older ones whose points are not here never get any.
+        older = itertools.takewhile(lambda checkpoint: checkpoint.id != new.checkpoint_id, checkpoints)
         covered = {disk.id for disk in new.disks}
-        useless = {point.checkpoint_id for point in points if covered >= {disk.id for disk in point.disks}}
-        try:
-            for checkpoint in self._connection.checkpoints(self._vm):
-                if checkpoint.id in useless - {new.checkpoint_id}:
+        points = self._repository.points(self._vm.id, lambda error: None)
+        needed = {point.checkpoint_id for point in points if not covered >= {disk.id for disk in point.disks}}
+        named = {point.checkpoint_id for point in points}
+        for checkpoint in older:
+            ours = checkpoint.id in named or checkpoint.description.startswith(self._description)
+            if ours and checkpoint.id not in needed:
+                try:
                     self._connection.delete_checkpoint(self._vm, checkpoint.id)
-        except errors.Error as error:
-            self._progress.warn(f"An old checkpoint stays for now: {error.message}")
+                except errors.Error as error:
+                    self._progress.warn(f"An old checkpoint stays for now: {error.message}")
 
 
-def _after_commit(point: Manifest, error: errors.EngineError | KeyboardInterrupt) -> errors.Error:
+def _after_commit(point: Manifest, error: errors.Error | KeyboardInterrupt) -> errors.Error:
     """Return the error of a backup whose recovery point is there all the same."""
     if isinstance(error, KeyboardInterrupt):
         return errors.Interrupted(
@@ -265,6 +285,26 @@ def _after_commit(point: Manifest, error: errors.EngineError | KeyboardInterrupt
     return errors.EngineError(
         f"Recovery point {point.id} is complete, but its backup did not end well: {error.message}", error.hint
     )
+
+
+# What may go wrong between a disk and the controller. These classes are made of a message and a hint.
+_DATA_PATH = (
+    errors.TransportError,
+    agent_errors.TicketNotFound,
+    agent_errors.TicketRefused,
+    agent_errors.BitmapMissing,
+    agent_errors.Busy,
+    agent_errors.SourceError,
+)
+
+
+@contextlib.contextmanager
+def _naming(disk: engine.Disk) -> Iterator[None]:
+    """Put the disk's name before the errors of its data path: transports know transfers and sockets only."""
+    try:
+        yield
+    except _DATA_PATH as error:
+        raise type(error)(f"Disk {disk.alias}: {error.message}", error.hint) from error
 
 
 def _target(transfer: engine.Transfer) -> Target:

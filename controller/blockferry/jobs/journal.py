@@ -39,34 +39,35 @@ class Journal:
     """
     The open journal of one VM. Its methods may be called from any thread.
 
-    left_open: what an earlier run left behind; None when it ended well.
+    open: backups that were not seen to end, of this run and of earlier ones.
     """
 
     def __init__(self, path: Path) -> None:
-        self.left_open = _read(path)
+        self.open = _read(path)
         self._path = path
         self._lock = threading.Lock()
-        self._current: OpenBackup | None = None
 
     def record(self, entry: JournalEntry) -> None:
-        """Write down what the engine is asked for, or has made. Durable when this returns."""
+        """Write down what the engine is asked for, or has made. Durable when this returns. Raises ConfigError."""
         with self._lock:
-            if self._current is None or self._current.description != entry.description:
-                self._current = OpenBackup(entry.vm_id, entry.description)
+            if not self.open or self.open[-1].description != entry.description:
+                self.open.append(OpenBackup(entry.vm_id, entry.description))
+            current = self.open[-1]
             if entry.backup_id is not None:
-                self._current.backup_id = entry.backup_id
+                current.backup_id = entry.backup_id
             if entry.transfer_id is not None:
-                self._current.transfer_ids.append(entry.transfer_id)
+                current.transfer_ids.append(entry.transfer_id)
             self._write()
 
-    def ended(self) -> None:
-        """Strike out what was written down: all of it was seen to end."""
+    def ended(self, backup: OpenBackup) -> None:
+        """Strike out a backup that was seen to end. Raises ConfigError."""
         with self._lock:
-            self._current = None
+            self.open.remove(backup)
             self._write()
 
     def _write(self) -> None:
-        files.replace(self._path, msgspec.json.encode(self._current))
+        with _errors_of(self._path):
+            files.replace(self._path, msgspec.json.encode(self.open))
 
 
 @contextlib.contextmanager
@@ -78,13 +79,9 @@ def opened(state: Path, vm_id: str) -> Iterator[Journal]:
     """
     directory = state / "running"
     name = str(uuid.UUID(vm_id))
-    try:
+    with _errors_of(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (directory / f"{name}.lock").open("w")
-    except OSError as error:
-        raise errors.ConfigError(
-            f"The state directory {state} cannot be written: {error}.", "Set state in the configuration."
-        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,11 +92,22 @@ def opened(state: Path, vm_id: str) -> Iterator[Journal]:
         yield Journal(directory / f"{name}.json")
 
 
-def _read(path: Path) -> OpenBackup | None:
+def _read(path: Path) -> list[OpenBackup]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=OpenBackup | None)
-    except FileNotFoundError:
-        return None
+        with _errors_of(path):
+            data = path.read_bytes() if path.exists() else b"[]"
+        return msgspec.json.decode(data, type=list[OpenBackup])
     except msgspec.DecodeError:
         # Written whole or not at all, so this is not ours to understand; the engine will say whether a backup is open.
-        return None
+        return []
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise errors.ConfigError(
+            f"The controller's state at {path} cannot be used: {error.strerror or error}.",
+            "Make room, or set state in the configuration.",
+        ) from None

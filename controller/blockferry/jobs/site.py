@@ -41,6 +41,8 @@ class Site:
                 ready=self.config.backup.ready_timeout,
                 transfer=self.config.backup.ready_timeout,
                 finalize=self.config.backup.finalize_timeout,
+                # A checkpoint that will not go is tried again after the next backup.
+                checkpoint=60,
             ),
         )
 

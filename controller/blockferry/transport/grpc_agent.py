@@ -19,6 +19,10 @@ from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
 # Seconds for a call that answers at once when all is well.
 PROBE_TIMEOUT = 10.0
 
+# Seconds after which a silent agent is asked for a sign of life (it allows that every 10 s), and to wait for one.
+KEEPALIVE = 20
+PING_TIMEOUT = 20
+
 _KINDS = {
     agent_pb2.Block.KIND_DATA: Kind.DATA,
     agent_pb2.Block.KIND_ZERO: Kind.ZERO,
@@ -27,10 +31,14 @@ _KINDS = {
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_WINDOW + 64 * KiB),
-    # A host that vanished without a word is noticed within a minute, also when nothing is being sent.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # A host that vanished without a word, or an agent that hangs, is noticed within so many seconds, also when nothing
+    # is being sent. Two limits, because the first does not count while another ping of gRPC's own is under way.
+    ("grpc.keepalive_time_ms", KEEPALIVE * 1000),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT * 1000),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT * 1000),
     ("grpc.http2.max_pings_without_data", 0),
+    # A host is not reached through whatever proxy the operator's shell names for the web.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 
@@ -192,7 +200,7 @@ class AgentReading:
         self._summary: Summary | None = None
 
     def __iter__(self) -> Iterator[Block]:
-        blocks = moved = 0
+        blocks = covered = moved = 0
         with self._border():
             for reply in self._call:
                 if reply.WhichOneof("reply") == "summary":
@@ -200,12 +208,13 @@ class AgentReading:
                     continue
                 block = self._block(reply.block)
                 blocks += 1
+                covered += block.length
                 moved += len(block.data)
                 yield block
         if self._summary is None:
             raise errors.TransportError(f"The stream of {self._where} ended early.", "Run the backup again.")
-        if (self._summary.blocks, self._summary.moved) != (blocks, moved):
-            raise self._nonsense("another number of blocks than it counted")
+        if (self._summary.blocks, self._summary.moved) != (blocks, moved) or covered < self._summary.dirty:
+            raise self._nonsense("less than it counted")
 
     @property
     def summary(self) -> Summary:
@@ -254,6 +263,10 @@ def _error(error: grpc.RpcError, where: str) -> agent_errors.Error:
     if code is grpc.StatusCode.UNAVAILABLE:
         return errors.AgentUnreachable(
             f"{where[0].upper()}{where[1:]} does not answer ({details}).", "See `blockferry agent status`."
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.AgentUnreachable(
+            f"{where[0].upper()}{where[1:]} did not answer in time.", "See `blockferry agent status`."
         )
     return errors.TransportError(
         f"{where[0].upper()}{where[1:]} failed: {code.name} {details}.", "See the agent's log on the host."

@@ -6,10 +6,14 @@ No agent takes part; the block reader runs here, over this source, and yields th
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import http.client
+import itertools
+import logging
 import ssl
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 
 from ovirt_imageio import client
 
@@ -29,6 +33,12 @@ from blockferry_agent.units import MiB
 # and Image I/O's own OPTIONS need one too (ovirt-facts, 5 and 6.4).
 WORKERS = 4
 
+_log = logging.getLogger(__name__)
+
+# At DEBUG they write the URL, and with it the ticket, which is a secret.
+for name in ("client", "backends.http"):
+    logging.getLogger(name).setLevel(logging.INFO)
+
 
 class ImageioTransport:
     """
@@ -43,28 +53,44 @@ class ImageioTransport:
         self._ca_file = ca_file
 
     def open(self, target: Target) -> ImageioDisk:
-        """See `disk.Transport.open`."""
-        disk = ImageioDisk(target, self._ca_file)
+        """See `disk.Transport.open`. Takes the engine's proxy when the host itself cannot be reached."""
+        try:
+            return self._open(target, target.transfer_url)
+        except errors.TransportError as error:
+            if target.proxy_url is None:
+                raise
+            disk = self._open(target, target.proxy_url)
+            _log.warning("%s Reading through the engine's proxy instead.", error.message)
+            return disk
+
+    def _open(self, target: Target, url: str) -> ImageioDisk:
+        disk = ImageioDisk(target, url, self._ca_file)
         disk.connect().close()
         return disk
 
 
 class ImageioDisk:
-    """A disk behind Image I/O (`disk.Disk`). Each reading makes its own connections and closes them."""
+    """
+    A disk behind Image I/O (`disk.Disk`). Each reading makes its own connections and closes them.
 
-    def __init__(self, target: Target, ca_file: str) -> None:
+    Image I/O lists all extents of a disk in one answer (ovirt-facts, 5), so the list is asked for once and kept: memory
+    that grows with the number of extents. The agent has no such limit.
+    """
+
+    def __init__(self, target: Target, url: str, ca_file: str) -> None:
+        """url: of the ticket, at the host or at the proxy."""
         self.size = target.size
         self._target = target
+        self._url = url
         self._ca_file = ca_file
+        self._lock = threading.Lock()
+        self._listings: dict[str, list[Extent]] = {}
 
     def connect(self) -> ImageioSource:
         """Return a new connection to the disk, which the caller closes."""
-        target = self._target
-        with _border(target):
-            connection = client.ImageioClient(
-                target.transfer_url, cafile=self._ca_file, proxy_url=target.proxy_url, buffer_size=1 * MiB
-            )
-        return ImageioSource(target, connection)
+        with _border(self._target):
+            connection = client.ImageioClient(self._url, cafile=self._ca_file, buffer_size=1 * MiB)
+        return ImageioSource(self, self._target, connection)
 
     def read(self, request: ReadRequest) -> Reading:
         """See `disk.Disk.read`."""
@@ -73,31 +99,39 @@ class ImageioDisk:
     def close(self) -> None:
         """Nothing is held between readings."""
 
+    def listing(self, context: str, connection: client.ImageioClient) -> list[Extent]:
+        """Return all extents, in disk order and without gaps. context: "dirty", or "zero" for all of the disk."""
+        with self._lock:
+            if context not in self._listings:
+                with _border(self._target):
+                    listed = [
+                        Extent(extent.start, extent.length, extent.dirty if context == "dirty" else True, extent.zero)
+                        for extent in connection.extents(context)
+                    ]
+                _check_complete(listed, self._target)
+                self._listings[context] = listed
+            return self._listings[context]
+
 
 class ImageioSource:
-    """
-    One HTTPS connection to a disk (`blockferry_agent.source.Source`).
+    """One HTTPS connection to a disk (`blockferry_agent.source.Source`)."""
 
-    Image I/O lists all extents of a disk in one answer (ovirt-facts, 5), so the one connection that is asked for them
-    holds the whole list. The agent has no such limit.
-    """
-
-    def __init__(self, target: Target, connection: client.ImageioClient) -> None:
-        self.size = target.size
+    def __init__(self, disk: ImageioDisk, target: Target, connection: client.ImageioClient) -> None:
+        self.size = disk.size
+        self._disk = disk
         self._target = target
         self._connection = connection
 
     def extents(self, start: int, length: int, incremental: bool) -> Iterator[Extent]:
         """See `Source.extents`."""
         end = start + length
-        with _border(self._target):
-            extents = self._connection.extents("dirty" if incremental else "zero")
-            listed = list(extents)
-        for extent in listed:
-            first = max(start, extent.start)
-            last = min(end, extent.start + extent.length)
-            if first < last:
-                yield Extent(first, last - first, extent.dirty if incremental else True, extent.zero)
+        listing = self._disk.listing("dirty" if incremental else "zero", self._connection)
+        first = bisect.bisect_right(listing, start, key=lambda extent: extent.start) - 1
+        for extent in itertools.islice(listing, max(first, 0), None):
+            if extent.start >= end:
+                break
+            begin = max(start, extent.start)
+            yield extent._replace(start=begin, length=min(end, extent.end) - begin)
 
     def readinto(self, start: int, buffer: bytearray | memoryview) -> None:
         """See `Source.readinto`."""
@@ -122,6 +156,20 @@ class _Sink:
         end = self._position + len(data)
         self._view[self._position : end] = data
         self._position = end
+
+
+def _check_complete(listed: Sequence[Extent], target: Target) -> None:
+    """Raise ProtocolError unless the extents cover the disk without gaps: a hole in the list is no clean range."""
+    end = 0
+    for extent in listed:
+        if extent.start != end or extent.length <= 0:
+            break
+        end = extent.end
+    if end != target.size:
+        raise agent_errors.ProtocolError(
+            f"Image I/O on host {target.host_name} listed {end} of {target.size} bytes of the disk.",
+            "See Image I/O's log on the host.",
+        )
 
 
 @contextlib.contextmanager
