@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 from xml.sax.saxutils import escape
@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape
 import libvirt
 import libvirt_qemu
 
-from tests.lab import errors, processes
+from tests.lab import errors, processes, storage
 from tests.lab.guest_image import GuestImage
 from tests.lab.storage import Format
 
@@ -150,10 +150,22 @@ class Domains:
 
     def move_disk(self, vm_id: str, disk_id: str, path: Path, format: Format) -> None:
         """Remember that another volume is a disk's active one now."""
+        self._change_disk(vm_id, disk_id, lambda disk: dataclasses.replace(disk, path=path, format=format))
+
+    def extend_disk(self, vm_id: str, disk_id: str, size: int) -> None:
+        disk = self.spec(vm_id).disk(disk_id)
+        if self.state(vm_id) == "down":
+            storage.extend(disk.path, size)
+        else:
+            with libvirt_errors():
+                self.running(vm_id).blockResize(disk.target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        self._change_disk(vm_id, disk_id, lambda disk: dataclasses.replace(disk, size=size))
+
+    def _change_disk(self, vm_id: str, disk_id: str, change: Callable[[DiskSpec], DiskSpec]) -> None:
         with self._lock:
             vm = self._vms[vm_id]
-            disks = (dataclasses.replace(d, path=path, format=format) if d.id == disk_id else d for d in vm.disks)
-            self._vms[vm_id] = dataclasses.replace(vm, disks=tuple(disks))
+            disks = tuple(change(disk) if disk.id == disk_id else disk for disk in vm.disks)
+            self._vms[vm_id] = dataclasses.replace(vm, disks=disks)
 
     def forget(self, vm_id: str) -> None:
         with self._lock:
@@ -224,11 +236,15 @@ class Domains:
             processes.run("qemu-io", "--discard=unmap", "-f", disk.format, "-c", command, disk.path)
             return
         # The device's way: it sets bitmaps and goes through the filter of a backup.
-        monitor = f'qemu-io -d ua-{disk_id} "{command}"'
+        device = f"ua-{disk_id}" + ("/virtio-backend" if disk.bus == "virtio" else "")
         with libvirt_errors():
-            libvirt_qemu.qemuMonitorCommand(
-                self.running(vm_id), monitor, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+            reply = libvirt_qemu.qemuMonitorCommand(
+                self.running(vm_id),
+                f'qemu-io -d {device} "{command}"',
+                libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP,
             )
+        if reply:
+            raise errors.HostError(reply.strip())
 
     def _xml(self, vm: VmSpec) -> str:
         targets = ",".join(disk.target for disk in vm.disks)

@@ -182,7 +182,7 @@ class Host:
         """
         Do with a disk what its guest might, running or not: "write -P 7 1M 64k", "write -z 0 512", "discard 1M 1M".
 
-        QEMU prints errors of a running VM's disk to its log only, so see that it did something.
+        For a running VM, QEMU writes errors of the disk itself to its log only.
         """
         self._domains.qemu_io(vm_id, disk_id, command)
 
@@ -230,6 +230,10 @@ class Host:
     def volume_path(self, disk_id: str, volume_id: str) -> Path:
         """Where a volume of a disk lives (or will live)."""
         return self.directory / "storage" / disk_id / volume_id
+
+    def extend_disk(self, vm_id: str, disk_id: str, size: int) -> None:
+        """Make a disk of a VM, running or not, larger. size: bytes."""
+        self._domains.extend_disk(vm_id, disk_id, size)
 
     def create_volume(self, path: Path, format: Format, size: int, backing: Path | None = None) -> None:
         """Create a sparse volume of size bytes that reads as zeros (or as its backing file)."""

@@ -85,6 +85,11 @@ def chain(path: Path) -> list[Volume]:
     return [_volume(entry) for entry in _qemu_img_json("info", "--backing-chain", path)]
 
 
+def extend(path: Path, size: int) -> None:
+    """Make a volume that no QEMU has open larger. size: bytes."""
+    _qemu_img("resize", "-q", "-f", info(path).format, path, str(size))
+
+
 def add_bitmap(path: Path, name: str) -> None:
     """Add an empty bitmap, recording from now on."""
     _qemu_img("bitmap", "--add", "--enable", path, name)

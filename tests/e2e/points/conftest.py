@@ -10,6 +10,17 @@ import pytest
 from ovirtsdk4 import services
 
 from tests.lab.lab import Lab
+from tests.lab.operator import Operator
+
+
+@pytest.fixture(scope="module")
+def deployed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """An operator with a repository and an agent for all VMs of a module: deploying takes long beside a backup."""
+    operator = Operator(lab, tmp_path_factory.mktemp("operator"))
+    operator.do("repository", "init")
+    operator.do("agent", "deploy", lab.host.name)
+    yield operator
+    operator.run("agent", "remove", lab.host.name)
 
 
 @pytest.fixture

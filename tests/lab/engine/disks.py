@@ -71,6 +71,31 @@ class Disks:
         self._context.workers.start(f"Adding Disk {disk.alias}", create, correlation_id)
         return disk
 
+    def extend(self, disk_id: str, size: int, correlation_id: str) -> None:
+        """Make a disk of a VM larger, running or not. It is locked meanwhile. size: bytes."""
+        with self._db.changed:
+            disk = self.find(disk_id)
+            if disk.status is model.DiskStatus.LOCKED or disk.locked_in_memory:
+                raise rejections.Conflict(
+                    f"Cannot edit Virtual Disk: The following disks are locked: {disk.alias}."
+                    " Please try again in a few minutes."
+                )
+            if size < disk.provisioned_size:
+                raise rejections.BadParameters("Cannot edit Virtual Disk. New disk size cannot be smaller than before.")
+            (vm, _), *_ = self._db.owners_of(disk_id)
+            disk.status = model.DiskStatus.LOCKED
+
+        def extend() -> None:
+            try:
+                vm.host.extend_disk(vm.id, disk_id, size)
+                disk.provisioned_size = size
+            finally:
+                with self._db.changed:
+                    disk.status = model.DiskStatus.OK
+                    self._db.changed.notify_all()
+
+        self._context.workers.start(f"Extending Disk {disk.alias}", extend, correlation_id)
+
     def remove(self, disk_id: str) -> None:
         """Raises Conflict while the disk is locked or belongs to a running VM."""
         with self._db.changed:

@@ -28,6 +28,9 @@ class Table(list[Route]):
     def post(self, path: str) -> Callable[[View], View]:
         return self._route("POST", path)
 
+    def put(self, path: str) -> Callable[[View], View]:
+        return self._route("PUT", path)
+
     def delete(self, path: str) -> Callable[[View], View]:
         return self._route("DELETE", path)
 

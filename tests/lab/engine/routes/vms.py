@@ -89,6 +89,18 @@ def routes(services: Services) -> Table:
             vm = services.vms.find(vm_id)
             return render_attachment(vm, _attachment(vm, disk_id))
 
+    @table.put(f"{_VM}/diskattachments/<uuid:disk_id>")
+    def update(vm_id: str, disk_id: str) -> xml.Element:
+        """Of all that can be changed, the disk's size."""
+        body = xml.parse(flask.request.data, "disk_attachment")
+        size = int(xml.text(body, "disk/provisioned_size") or 0)
+        with db.changed:
+            vm = services.vms.find(vm_id)
+            attachment = _attachment(vm, disk_id)
+            if size:
+                services.disks.extend(disk_id, size, query.correlation_id())
+            return render_attachment(vm, attachment)
+
     @table.delete(f"{_VM}/diskattachments/<uuid:disk_id>")
     def detach(vm_id: str, disk_id: str) -> None:
         with db.changed:
