@@ -116,9 +116,18 @@ def test_a_damaged_manifest_is_no_point(site: Site, damage: Callable[[Path], Non
         site.repository.point(images.VM.id, site.old.id)
 
 
+def test_verify_counts_the_points_that_it_cannot_know(site: Site) -> None:
+    """Also where all else is sound, and when points of another VM were asked for."""
+    name = layout.manifest(OTHER_VM.id, site.other.id)
+    cut(site.path / name)
+    found = site.repository.verify([site.old], lambda step: None)
+    assert found.damage == ()
+    assert [(lost.vm_id, lost.point_id, lost.name) for lost in found.unreadable] == [(OTHER_VM.id, site.other.id, name)]
+
+
 def test_sound_points_are_said_to_be_sound(site: Site) -> None:
     found = site.repository.verify(site.repository.points(), lambda step: None)
-    assert found.damage == ()
+    assert found.damage == found.unreadable == ()
     assert (found.chunks, found.checked) == (9, 6 * WINDOW), "web's four windows, four new grains, db's window"
 
 

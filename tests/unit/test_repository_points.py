@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from blockferry import errors
-from blockferry.repository import File, Manifest, Repository, Vm, layout
+from blockferry.repository import File, Manifest, Repository, Unreadable, Vm, layout
 from blockferry.repository import settings as settings_module
 from blockferry.repository.chunks import Compression
 from blockferry.repository.index import PAGE
@@ -599,17 +599,18 @@ def test_a_point_without_ovf_says_why(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff" * 10, b'{"format": 1}', b'{"format": "x"}'])
-def test_an_unreadable_manifest_hides_no_other(damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_manifest_is_told_and_hides_no_other(damage: bytes) -> None:
     store = MemoryStore()
     repository = repository_on(store)
     points = [images.full(repository, os.urandom(WINDOW)) for _ in range(2)]
-    store.objects[layout.manifest(images.VM.id, points[0].id)] = damage
-    told: list[errors.Error] = []
+    name = layout.manifest(images.VM.id, points[0].id)
+    store.objects[name] = damage
+    told: list[Unreadable] = []
     assert repository.points(unreadable=told.append) == points[1:]
-    assert [type(error) for error in told] == [errors.Damaged]
-    assert points[0].id in str(told[0])
-    assert repository.points() == points[1:]
-    assert points[0].id in caplog.text
+    assert [(lost.vm_id, lost.point_id, lost.name) for lost in told] == [(images.VM.id, points[0].id, name)]
+    assert f"{name} is damaged" in told[0].reason
+    with pytest.raises(errors.Damaged, match=points[0].id):
+        repository.points()
 
 
 def test_a_manifest_in_another_format_is_refused_and_new_fields_are_not() -> None:
@@ -658,7 +659,7 @@ def test_other_files_in_the_folders_are_no_points() -> None:
         "vms/a/b/c/manifest.json",
     ):
         store.put(name, b"")
-    assert repository.points(unreadable=lambda error: pytest.fail(str(error))) == []
+    assert repository.points(unreadable=lambda lost: pytest.fail(lost.reason)) == []
 
 
 # The repository's own settings.

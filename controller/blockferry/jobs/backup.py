@@ -98,7 +98,7 @@ class _Job:
 
     def run(self) -> Manifest:
         disks = self._disks()
-        points = self._repository.points(self._vm.id, lambda error: self._progress.warn(str(error)))
+        points = self._repository.points(self._vm.id, lambda unreadable: self._progress.warn(unreadable.reason))
         try:
             manifest = self._take_from(self._base(points, disks), points, disks)
             self._drop_checkpoints(manifest)
@@ -263,7 +263,7 @@ class _Job:
         # time, and a backup is committed before it ends, the older ones whose points are not here never get any.
         older = itertools.takewhile(lambda checkpoint: checkpoint.id != new.checkpoint_id, checkpoints)
         covered = {disk.id for disk in new.disks}
-        points = self._repository.points(self._vm.id, lambda error: None)
+        points = self._repository.points(self._vm.id, lambda unreadable: None)
         needed = {point.checkpoint_id for point in points if not covered >= {disk.id for disk in point.disks}}
         named = {point.checkpoint_id for point in points}
         for checkpoint in older:

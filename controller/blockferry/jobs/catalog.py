@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from blockferry import errors
-from blockferry.repository import Manifest, Repository
+from blockferry.repository import Manifest, Repository, Unreadable
 
 LATEST = "latest"
+
+_log = logging.getLogger(__name__)
 
 
 def points(repository: Repository, vm: str | None) -> list[Manifest]:
@@ -16,7 +19,7 @@ def points(repository: Repository, vm: str | None) -> list[Manifest]:
 
     Raises NotFound when there are none of that VM, Ambiguous when several VMs had that name.
     """
-    found = repository.points()
+    found = repository.points(unreadable=_warn)
     if vm is None:
         return found
     own = [point for point in found if vm in (point.vm.id, point.vm.name)]
@@ -48,3 +51,7 @@ def point(repository: Repository, vm: str, name: str) -> Manifest:
 def init(url: str, window: int, compression: Literal["zstd", "none"]) -> Repository:
     """Make an empty repository. window: bytes. Raises Conflict when there is one, RepositoryError."""
     return Repository.init(url, window, compression)
+
+
+def _warn(unreadable: Unreadable) -> None:
+    _log.warning("A recovery point cannot be read: %s", unreadable.reason)

@@ -28,6 +28,7 @@ from blockferry.repository.manifest import Bytes as Bytes
 from blockferry.repository.manifest import DiskManifest as DiskManifest
 from blockferry.repository.manifest import File as File
 from blockferry.repository.manifest import Manifest as Manifest
+from blockferry.repository.manifest import Unreadable as Unreadable
 from blockferry.repository.manifest import Vm as Vm
 from blockferry.repository.reader import DiskReader as DiskReader
 from blockferry.repository.reader import Piece as Piece

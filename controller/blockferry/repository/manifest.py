@@ -114,6 +114,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         raise errors.NotFound(f"Recovery point {self.id} of VM {self.vm.name} has no disk {disk_id}.")
 
 
+class Unreadable(msgspec.Struct, frozen=True):
+    """
+    A recovery point that is not known, because its manifest cannot be read.
+
+    vm_id, point_id: from the manifest's name.  name: of the manifest, within the repository.  reason: sentences.
+    """
+
+    vm_id: str
+    point_id: str
+    name: str
+    reason: str
+
+
 def encode(manifest: Manifest) -> bytes:
     """Return the manifest as it is stored: JSON that a person can read."""
     return documents.encode(manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -10,14 +9,12 @@ from blockferry import errors
 from blockferry.repository import draft, layout, manifest, settings, store, verification
 from blockferry.repository.chunks import Chunks, Compression
 from blockferry.repository.draft import Draft
-from blockferry.repository.manifest import Manifest, Vm
+from blockferry.repository.manifest import Manifest, Unreadable, Vm
 from blockferry.repository.reader import DiskReader, read_file, read_index
 from blockferry.repository.settings import Settings
 from blockferry.repository.store import Store
 from blockferry.repository.verification import Step, Verification
 from blockferry_agent.units import MiB
-
-_log = logging.getLogger(__name__)
 
 
 class Repository:
@@ -59,16 +56,16 @@ class Repository:
         return self._store.url
 
     def points(
-        self, vm_id: str | None = None, unreadable: Callable[[errors.Error], None] | None = None
+        self, vm_id: str | None = None, unreadable: Callable[[Unreadable], None] | None = None
     ) -> list[Manifest]:
         """
         Return all recovery points, or those of one VM, newest first.
 
-        unreadable: told of each one whose manifest cannot be read; without it that is logged.
+        unreadable: told of each one whose manifest cannot be read; without it that is raised, so nothing is left out
+        unnoticed.
 
         Raises RepositoryError when the repository cannot be listed.
         """
-        report = unreadable or _warn
         found = []
         for name in self._store.names(layout.VMS if vm_id is None else layout.vm_folder(vm_id)):
             ids = layout.point_of(name)
@@ -80,7 +77,9 @@ class Repository:
                 # Deleted since it was listed.
                 continue
             except errors.RepositoryError as error:
-                report(error)
+                if unreadable is None:
+                    raise
+                unreadable(Unreadable(*ids, name, str(error)))
         return sorted(found, key=lambda point: (point.created, point.id), reverse=True)
 
     def point(self, vm_id: str, point_id: str) -> Manifest:
@@ -126,17 +125,16 @@ class Repository:
 
     def verify(self, points: Sequence[Manifest], progress: Callable[[Step], None]) -> Verification:
         """
-        Read and check everything that `points` need. Damage is returned with all points that it hurts, not raised.
+        Read and check everything that `points` need. Damage is returned with all points that it hurts, not raised; so
+        are all points of the repository whose manifests cannot be read.
 
         progress: called often, by this thread.
 
         Raises RepositoryError when the repository cannot be listed.
         """
-        return verification.verify(self._store, self._chunks(), points, self.points, progress)
+        unreadable: list[Unreadable] = []
+        everything = self.points(unreadable=unreadable.append)
+        return verification.verify(self._store, self._chunks(), points, everything, unreadable, progress)
 
     def _chunks(self) -> Chunks:
         return Chunks(self._store, self.settings.compression)
-
-
-def _warn(error: errors.Error) -> None:
-    _log.warning("A recovery point cannot be read: %s", error)

@@ -6,21 +6,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+
+import msgspec
 
 from blockferry import errors
 from blockferry.repository import layout, reader
 from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import PAGE, read_page
-from blockferry.repository.manifest import Manifest
+from blockferry.repository.manifest import Manifest, Unreadable
 from blockferry.repository.store import Store
 
 _THREADS = 2
 
 
-@dataclass(frozen=True)
-class Hurt:
+class Hurt(msgspec.Struct, frozen=True):
     """A disk of a recovery point, or (disk_id None) its OVF, that cannot be restored."""
 
     vm_id: str
@@ -29,8 +28,7 @@ class Hurt:
     disk_id: str | None
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(msgspec.Struct, frozen=True):
     """
     An object that is damaged or missing.
 
@@ -43,7 +41,7 @@ class Damage:
     hurts: tuple[Hurt, ...]
 
 
-class Step(NamedTuple):
+class Step(msgspec.Struct, frozen=True):
     """
     How far a verification is.
 
@@ -58,40 +56,41 @@ class Step(NamedTuple):
     checked: int
 
 
-@dataclass(frozen=True)
-class Verification:
+class Verification(msgspec.Struct, frozen=True):
     """
     What was found.
 
     chunks: how many were read, pages of indexes not counted.  checked: bytes of their content.
+    unreadable: all recovery points of the repository whose manifests cannot be read; what they need was not checked.
     """
 
     chunks: int
     checked: int
     damage: tuple[Damage, ...]
+    unreadable: tuple[Unreadable, ...]
 
 
 def verify(
     store: Store,
     chunks: Chunks,
     points: Sequence[Manifest],
-    all_points: Callable[[], Iterable[Manifest]],
+    all_points: Iterable[Manifest],
+    unreadable: Iterable[Unreadable],
     progress: Callable[[Step], None],
 ) -> Verification:
     """
     Read and check everything that `points` need.
 
-    all_points: those of the whole repository, asked for when there is damage.  progress: called after every page.
+    all_points, unreadable: those of the whole repository.  progress: called after every page.
     """
     reading = _Reading(store, chunks, progress)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as threads:
         reading.read(points, threads)
-    if not reading.damage:
-        return Verification(reading.chunks, reading.checked, ())
     tracing = _Tracing(store, chunks, reading.damage)
-    for point in all_points():
-        tracing.trace(point)
-    return Verification(reading.chunks, reading.checked, tracing.result())
+    if reading.damage:
+        for point in all_points:
+            tracing.trace(point)
+    return Verification(reading.chunks, reading.checked, tracing.result(), tuple(unreadable))
 
 
 class _Reading:
