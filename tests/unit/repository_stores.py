@@ -18,7 +18,7 @@ from blockferry.repository.store import Batch, Store
 
 class MemoryStore:
     """
-    Objects in memory. What was not committed is at risk until `lose_power`, as in a page cache.
+    Objects in memory. What was not committed is at risk of `lose_power` and `lose_writes`, as in a page cache.
 
     objects: by name, as every reader sees them.
     """
@@ -28,6 +28,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self._at_risk: dict[str, bytes | None] = {}
+        self._lost: dict[str, bytes | None] = {}
         self._lock = threading.Lock()
 
     def get(self, name: str, limit: int) -> bytes:
@@ -39,10 +40,14 @@ class MemoryStore:
             raise errors.Damaged(f"{name} is longer than it can be.")
         return data
 
+    def forget(self, name: str) -> None:
+        with self._lock:
+            if name in self._lost:
+                self._become(name, self._lost.pop(name))
+
     def put(self, name: str, data: bytes) -> None:
         with self._lock:
-            self._at_risk.setdefault(name, self.objects.get(name))
-            self.objects[name] = data
+            self._change(name, data)
 
     def names(self, folder: str) -> Iterator[str]:
         with self._lock:
@@ -51,8 +56,7 @@ class MemoryStore:
 
     def delete(self, name: str) -> None:
         with self._lock:
-            self._at_risk.setdefault(name, self.objects.get(name))
-            self.objects.pop(name, None)
+            self._change(name, None)
 
     @contextmanager
     def batch(self) -> Iterator[MemoryStore]:
@@ -63,18 +67,31 @@ class MemoryStore:
             self._at_risk.clear()
             self.objects[name] = data
 
+    def lose_writes(self) -> None:
+        """Nothing that was put or deleted since the last commit arrives; readers see it until it is forgotten."""
+        self._lost |= self._at_risk
+        self._at_risk.clear()
+
     def lose_power(self, random: Random) -> None:
         """What was put or deleted since the last commit arrives, or does not, or arrives in part."""
+        for name in list(self._lost):
+            self.forget(name)
         for name, before in self._at_risk.items():
             now = self.objects.get(name)
             outcomes = [now, before]
             if now is not None:
                 outcomes += [now[: random.randrange(len(now))], bytes(len(now)), b""]
-            outcome = random.choice(outcomes)
-            self.objects.pop(name, None)
-            if outcome is not None:
-                self.objects[name] = outcome
+            self._become(name, random.choice(outcomes))
         self._at_risk.clear()
+
+    def _change(self, name: str, data: bytes | None) -> None:
+        self._at_risk.setdefault(name, self._lost.pop(name, self.objects.get(name)))
+        self._become(name, data)
+
+    def _become(self, name: str, data: bytes | None) -> None:
+        self.objects.pop(name, None)
+        if data is not None:
+            self.objects[name] = data
 
 
 class FailingStore:
@@ -106,6 +123,9 @@ class FailingStore:
     def get(self, name: str, limit: int) -> bytes:
         with self._failing():
             return self._inner.get(name, limit)
+
+    def forget(self, name: str) -> None:
+        self._inner.forget(name)
 
     def put(self, name: str, data: bytes) -> None:
         with self._failing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -136,6 +137,15 @@ def test_a_torn_chunk_is_replaced_when_its_content_is_put_again(
     chunks = Chunks(store, "zstd")
     assert chunks.put(TEXT) == (digest, length)
     assert chunks.get(digest) == TEXT
+
+
+def test_a_chunk_that_only_the_cache_has_is_written_again(store: MemoryStore) -> None:
+    digest, length = Chunks(store, "zstd").put(TEXT)
+    store.lose_writes()
+    assert Chunks(store, "zstd").put(TEXT) == (digest, length)
+    store.commit("m", b"manifest")
+    store.lose_power(random.Random(0))
+    assert Chunks(store, "zstd").get(digest) == TEXT
 
 
 def test_a_missing_chunk_is_damage(store: MemoryStore) -> None:

@@ -128,6 +128,10 @@ class Disk(RuleBasedStateMachine):
                 assert content in self.failed
                 self.contents[point.id] = content
 
+    @rule()
+    def failed_writes(self) -> None:
+        self.store.lose_writes()
+
     @rule(point=points)
     def restore(self, point: Manifest) -> None:
         assert images.restore(self.repository, point, start=self.origin) == self.contents[point.id]
@@ -140,6 +144,7 @@ class Disk(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "repository"):
             return
+        self.power_failure()
         for point in self.repository.points():
             assert images.restore(self.repository, point, start=self.origin) == self.contents[point.id]
         assert self.repository.verify(self.repository.points(), lambda step: None).damage == ()

@@ -56,6 +56,13 @@ def test_names_are_those_of_a_folder(store: Store) -> None:
     assert list(store.names("nothing")) == []
 
 
+def test_forgetting_loses_nothing(store: Store) -> None:
+    store.put("a/b", b"1")
+    store.forget("a/b")
+    store.forget("nowhere")
+    assert store.get("a/b", 1) == b"1"
+
+
 def test_deleting_twice_is_no_error(store: Store) -> None:
     store.put("a/b", b"")
     store.delete("a/b")
@@ -136,6 +143,28 @@ def test_a_failed_flush_fails_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(errors.RepositoryError, match=r"manifest cannot be written: Bad file descriptor\."):
             batch.commit("manifest", b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def is_cached(path: Path) -> bool:
+    """Tell whether the kernel has a file's content in memory."""
+    with path.open("rb") as file:
+        try:
+            os.preadv(file.fileno(), [bytearray(100)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pytest.skip(f"The file system of {path} does not tell what is cached.")
+    return True
+
+
+def test_what_is_forgotten_is_read_from_the_storage(tmp_path: Path) -> None:
+    store = stores.create(str(tmp_path))
+    with store.batch() as batch:
+        store.put("chunk", os.urandom(100_001))
+        batch.commit("manifest", b"x")
+    assert is_cached(tmp_path / "chunk")
+    store.forget("chunk")
+    assert not is_cached(tmp_path / "chunk")
 
 
 def test_everything_is_flushed_before_the_last_object_has_its_name(

@@ -49,9 +49,9 @@ class Chunks:
     """
     The chunks of a store, for the time of one backup, restore or verification.
 
-    A chunk that is there already is read back before a backup relies on it: a power failure may have torn one that a
-    backup had written and not committed. A torn or rotten one is replaced. What was written or read back since this
-    object was made is trusted (the newest 65,536 of it).
+    A chunk that is there already is read back from the storage before a backup relies on it: a power failure may have
+    torn one that a backup had written and not committed, or the storage may have failed to take it. A torn or rotten
+    one is replaced. What was written or read back since this object was made is trusted (the newest 65,536 of it).
 
     Called by several threads at once.
     """
@@ -104,6 +104,7 @@ class Chunks:
         )
 
     def _is_sound(self, digest: bytes, length: int) -> bool:
+        self._store.forget(layout.chunk(digest))
         try:
             self.get(digest, limit=length)
         except errors.Damaged:

@@ -41,6 +41,13 @@ class Store(Protocol):
     def get(self, name: str, limit: int) -> bytes:
         """Return the object. Raises NotFound, and Damaged when it is longer than `limit` bytes."""
 
+    def forget(self, name: str) -> None:
+        """
+        Let the next `get` read what the storage has, and not what this machine remembers of the object.
+
+        When the kernel fails to write a page of a file, it says so once, and may keep the page as if it was written.
+        """
+
     def put(self, name: str, data: bytes) -> None:
         """Make or replace the object. After an error there is the old one, or none."""
 
@@ -102,6 +109,19 @@ class LocalDirectory:
             if result.meta["size"] > limit:
                 raise errors.Damaged(f"{self.url}/{name} is damaged: it is longer than it can be.")
             return result.bytes().to_bytes()
+
+    def forget(self, name: str) -> None:
+        """See `Store.forget`. Pages that are not written yet stay: the batch will hear of them."""
+        try:
+            with _our_errors(f"{self.url}/{name} cannot be read"):
+                descriptor = os.open(self._path / name, os.O_RDONLY)
+        except errors.NotFound:
+            return
+        try:
+            with _our_errors(f"{self.url}/{name} cannot be read"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
     def put(self, name: str, data: bytes) -> None:
         """See `Store.put`."""
