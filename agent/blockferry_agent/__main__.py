@@ -1,16 +1,23 @@
-"""`python -m blockferry_agent --config FILE`: run the agent until SIGTERM or SIGINT."""
+"""`python -m blockferry_agent --config FILE [--log FILE]`: run the agent until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
 import logging
+import logging.handlers
+import os
 import signal
 import sys
 import threading
+from io import TextIOWrapper
 from pathlib import Path
 
 from blockferry_agent import __version__, config, errors, server
+from blockferry_agent.units import MiB
+
+# Of the log file, and of the one before it (its name and `.1`).
+LOG_SIZE = 4 * MiB
 
 
 def main() -> int:
@@ -18,9 +25,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="blockferry_agent", description="Blockferry's agent on a hypervisor.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="its JSON configuration")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--log", type=Path, metavar="FILE", help="where it logs, in place of stderr")
     arguments = parser.parse_args()
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        handler = logging.StreamHandler() if arguments.log is None else _LogFile(arguments.log)
+    except OSError as error:
+        parser.error(f"the log {arguments.log} cannot be written: {error.strerror}")
+    logging.basicConfig(
+        handlers=[handler], level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     _limit_malloc_arenas()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -31,6 +45,22 @@ def main() -> int:
         logging.error("%s", error)
         return 1
     return 0
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """
+    A log of bounded size, with the one before it kept.
+
+    Takes stderr along from file to file, so that a crash's last words are in the log, too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8")
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        os.dup2(stream.fileno(), sys.stderr.fileno())
+        return stream
 
 
 def _limit_malloc_arenas() -> None:

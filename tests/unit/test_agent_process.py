@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from blockferry_agent import __main__ as program
 from blockferry_agent import __version__
 from blockferry_proto import agent_pb2, agent_pb2_grpc
 from tests.lab import processes
@@ -61,6 +62,30 @@ def test_it_serves_from_when_its_pid_file_is_there_until_a_signal(host: Host, nu
         process.wait()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def test_log_is_bounded_and_takes_stderr_along(host: Host, tmp_path: Path) -> None:
+    log = tmp_path / "agent.log"
+    log.write_bytes(b"old\n" * (program.LOG_SIZE // 4))
+    configuration = host.configuration(listen=[f"unix:{tmp_path}/agent.sock"], pid_file=str(tmp_path / "agent.pid"))
+    process = subprocess.Popen([*COMMAND, "--config", configuration, "--log", log])
+    try:
+        processes.wait_for("the pid file", (tmp_path / "agent.pid").exists, timeout=20)
+        processes.wait_for("the log", lambda: "serving at unix:" in log.read_text(), timeout=20)
+        assert log.stat().st_size < 1024
+        assert (tmp_path / "agent.log.1").stat().st_size == program.LOG_SIZE
+        assert Path(f"/proc/{process.pid}/fd/2").readlink() == log
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_log_that_cannot_be_written(tmp_path: Path) -> None:
+    command = [*COMMAND, "--config", "agent.json", "--log", tmp_path / "absent" / "agent.log"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert f"the log {tmp_path}/absent/agent.log cannot be written: No such file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_version() -> None:
