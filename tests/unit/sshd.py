@@ -18,7 +18,7 @@ class Sshd:
     """
     Lets the user who runs the tests in with `client_key`.
 
-    host_keys: public keys by type ("ed25519"), as in a .pub file.  known_hosts: a file with the ed25519 key.
+    host_keys: public keys by type ("ed25519"), as in a .pub file.
     """
 
     def __init__(self, directory: Path, key_types: tuple[str, ...] = KEY_TYPES, extra: str = "") -> None:

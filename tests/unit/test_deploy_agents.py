@@ -1,7 +1,9 @@
 """Deploying to a real sshd: the agent in its own directory, and nothing outside of it."""
 
 import fcntl
+import functools
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -19,7 +21,7 @@ import pytest
 
 import blockferry_agent
 from blockferry import errors
-from blockferry.deploy import agents, bundle, hostkey, interpreter, onhost, pki, ssh
+from blockferry.deploy import agents, bundle, directory, hostkey, interpreter, onhost, pki, ssh
 from blockferry.transport import grpc_agent
 from tests.unit.sshd import Sshd
 
@@ -40,6 +42,10 @@ signal.sigwait([signal.SIGTERM])
 """
 HANGS = b"import time; time.sleep(600)"
 FAILS = b"import sys; sys.exit('\\n'.join(f'line {n}' for n in range(100)))"
+
+
+# Making one reads all wheels: once for each Python is enough here.
+build = functools.cache(functools.partial(bundle.build, CACHE))
 
 
 def program(source: bytes) -> bundle.Bundle:
@@ -71,16 +77,23 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 class Controller:
     """A controller with a state of its own, and the directory on the host that it deploys to."""
 
-    def __init__(self, directory: Path, sshd: Sshd) -> None:
-        self.state = directory / "state"
-        self.home = directory / "opt" / "blockferry-agent"
+    def __init__(self, place: Path, sshd: Sshd) -> None:
+        self.state = place / "state"
+        self.home = place / "opt" / "blockferry-agent"
         self.home.parent.mkdir()
         self.login = sshd.login()
-        self.options = agents.Options(directory=str(self.home), port=free_port(), python=sys.executable)
+        self.options = agents.Options(
+            directory=str(self.home),
+            port=free_port(),
+            python=sys.executable,
+            control_socket="/run/ovirt-imageio/sock",
+            data_socket="@/org/ovirt/imageio",
+            nbd_directories=("/run/vdsm/backup",),
+        )
         self.bundle: bundle.Bundle | None = program(STAND_IN)
 
     def bundles(self, python: interpreter.Interpreter) -> bundle.Bundle:
-        return self.bundle or bundle.build(CACHE, python)
+        return self.bundle or build(python)
 
     @property
     def known(self) -> agents.Agents:
@@ -89,8 +102,10 @@ class Controller:
     def deploy(self, **changes: object) -> agents.Deployed:
         return self.known.deploy(HOST, self.login, self.options._replace(**changes))
 
-    def status(self) -> agents.Status:
-        return self.known.status(HOST, self.login, self.options)
+    def found(self) -> directory.Found:
+        """What is on the host now."""
+        with ssh.connect(self.login) as connection:
+            return directory.AgentDirectory(connection, sys.executable, str(self.home)).inspect()
 
     def remove(self) -> bool:
         return self.known.remove(HOST, self.login, self.options)
@@ -135,13 +150,13 @@ def real(controller: Controller) -> Controller:
     return controller
 
 
-def tree(directory: Path) -> dict[str, int]:
+def tree(home: Path) -> dict[str, int]:
     """All that is in the agent's directory, with modes; of a bundle only that it is there."""
-    paths = [path for path in directory.rglob("*") if "bundles" not in path.relative_to(directory).parts[:-2]]
-    return {str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode) for path in paths}
+    paths = [path for path in home.rglob("*") if "bundles" not in path.relative_to(home).parts[:-2]]
+    return {str(path.relative_to(home)): stat.S_IMODE(path.lstat().st_mode) for path in paths}
 
 
-def test_deploy_status_remove(real: Controller) -> None:
+def test_deploy_and_remove(real: Controller) -> None:
     deployed = real.deploy()
     record = deployed.record
     assert deployed.changed
@@ -151,11 +166,10 @@ def test_deploy_status_remove(real: Controller) -> None:
     assert real.describe(record) == blockferry_agent.__version__
     assert real.known.registry.find("host1") == record
 
-    state = real.status()
-    assert [state.found.pid] == real.pids()
-    assert state.found.release is not None
-    assert state.found.release.about.version == blockferry_agent.__version__
-    assert state.record == record
+    found = real.found()
+    assert [found.pid] == real.pids()
+    assert found.release is not None
+    assert found.release.about.version == blockferry_agent.__version__
 
     release = str((real.home / "current").readlink())
     assert tree(real.home) == {
@@ -218,6 +232,18 @@ def test_agent_outlives_the_login_and_its_shell(controller: Controller) -> None:
     }
 
 
+def test_strangers_leave_nothing_in_the_log(real: Controller) -> None:
+    real.deploy()
+    log = real.home / "log" / "agent.log"
+    before = log.read_text()
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", real.options.port), timeout=5) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            stranger.recv(1)  # its handshake has failed
+    assert "serving at 127.0.0.1" in before
+    assert log.read_text() == before
+
+
 def test_change_replaces_the_agent(controller: Controller) -> None:
     controller.deploy()
     pids = controller.pids()
@@ -233,7 +259,7 @@ def test_dead_agent_is_started_again(controller: Controller) -> None:
     controller.deploy()
     os.kill(controller.pids()[0], signal.SIGKILL)
     wait_for(lambda: not controller.pids())
-    assert controller.status().found.pid is None
+    assert controller.found().pid is None
     assert controller.deploy().changed
     assert controller.answers()
 
@@ -263,22 +289,22 @@ def test_port_taken_leaves_nothing_running(controller: Controller) -> None:
         with pytest.raises(errors.DeployError, match=r"(?s)its log says:\n.*Address already in use"):
             controller.deploy()
         assert controller.pids() == []
-        assert controller.status().found.release is None
+        assert controller.found().release is None
         with pytest.raises(errors.NotFound):
             controller.known.registry.find(HOST.id)
     assert controller.deploy().changed
 
 
-def test_port_taken_brings_the_old_agent_back(real: Controller) -> None:
-    old = real.deploy().record
+def test_port_taken_brings_the_old_agent_back(controller: Controller) -> None:
+    old = controller.deploy().record
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(errors.DeployError, match=r"(?s)cannot listen.*The agent that ran before runs again"),
+        pytest.raises(errors.DeployError, match=r"(?s)already in use.*The agent that ran before runs again"),
     ):
-        real.deploy(port=taken.getsockname()[1])
-    assert real.describe(old)
-    assert real.known.registry.find(HOST.id) == old
-    assert not real.deploy().changed
+        controller.deploy(port=taken.getsockname()[1])
+    assert controller.answers()
+    assert controller.known.registry.find(HOST.id) == old
+    assert not controller.deploy().changed
 
 
 def test_broken_agent_is_shown_by_its_log_and_the_old_one_comes_back(controller: Controller) -> None:
@@ -322,6 +348,37 @@ def test_deployment_that_was_killed_in_between(controller: Controller) -> None:
     assert controller.answers()
     assert not set(stray) & set(controller.pids())
     assert len(list((controller.home / "bundles").iterdir())) == 1
+
+
+def test_release_that_a_power_cut_emptied_is_replaced(controller: Controller) -> None:
+    controller.deploy()
+    (controller.home / "current" / "agent.json").write_bytes(b"")
+    assert controller.found().release is None
+    (controller.home / "current" / "release.json").write_bytes(b"")
+    assert controller.deploy().changed
+    assert controller.answers()
+
+
+def test_damaged_release_does_not_hide_why_the_new_agent_fails(controller: Controller) -> None:
+    controller.deploy()
+    (controller.home / "current" / "release.json").write_bytes(b"")
+    controller.bundle = program(FAILS)
+    with pytest.raises(errors.DeployError, match=r"(?s)its log says:.*line 99"):
+        controller.deploy()
+
+
+def test_upload_is_on_the_disk_before_its_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = program(FAILS)
+    incoming = tmp_path / "incoming" / "upload"
+    incoming.mkdir(parents=True)
+    (incoming / "bundle.tar.gz").write_bytes(made.data)
+    (incoming / "release.json").write_text(json.dumps({"bundle": made.digest, "python": sys.executable}))
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    with pytest.raises(onhost.Refused, match="ended at its start"):
+        onhost.install(tmp_path, "upload")
+    unpacked = tmp_path / "bundles" / f"{made.digest}.partial"
+    assert synced == {unpacked, unpacked / "__main__.py", incoming, incoming / "release.json"}
 
 
 def installers(home: Path) -> list[int]:
@@ -383,7 +440,7 @@ def test_pid_file_of_a_stranger_kills_nobody(controller: Controller) -> None:
     controller.deploy()
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (controller.home / "run" / "agent.pid").write_text(f"{stranger.pid}\n")
-        assert controller.status().found.pid is None
+        assert controller.found().pid is None
         assert controller.deploy().changed
         assert controller.remove()
         assert stranger.poll() is None
@@ -397,21 +454,21 @@ def test_second_directory_is_refused(controller: Controller) -> None:
 
 
 @pytest.mark.parametrize(
-    ("directory", "words"),
+    ("home", "words"),
     [
         ("relative", "no absolute path"),
         ("/dev/null/agent", "cannot be made: Not a directory"),
         ("/proc/agent", "cannot be made"),
     ],
 )
-def test_impossible_directory(controller: Controller, directory: str, words: str) -> None:
+def test_impossible_directory(controller: Controller, home: str, words: str) -> None:
     with pytest.raises(errors.DeployError, match=words):
-        controller.deploy(directory=directory)
+        controller.deploy(directory=home)
 
 
 def test_wrong_host_key_stops_before_anything(controller: Controller) -> None:
     controller.login = controller.login._replace(pins=(hostkey.Pin("SHA256:" + "A" * 43),))
-    for act in (controller.deploy, controller.status, controller.remove):
+    for act in (controller.deploy, controller.remove):
         with pytest.raises(errors.HostKeyMismatch):
             act()
     assert not controller.home.exists()

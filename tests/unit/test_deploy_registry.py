@@ -14,7 +14,6 @@ from blockferry.deploy import registry
 RECORD = registry.Record(
     host_id="a1",
     host_name="host1",
-    host_address="192.0.2.1",
     address="192.0.2.1",
     port=54330,
     server_name="a1.agent.blockferry.invalid",
@@ -25,7 +24,7 @@ RECORD = registry.Record(
     deployed=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
     certificate_expires=datetime(2027, 2, 3, tzinfo=UTC),
 )
-OTHER = msgspec.structs.replace(RECORD, host_id="a2", host_name="host2", host_address="192.0.2.2", address="192.0.2.2")
+OTHER = msgspec.structs.replace(RECORD, host_id="a2", host_name="host2", address="192.0.2.2")
 
 
 @pytest.fixture

@@ -51,18 +51,6 @@ def test_fingerprint_of_any_type_is_found(sshd: Sshd, kind: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("hashed", [False, True])
-def test_known_hosts(sshd: Sshd, tmp_path: Path, hashed: bool) -> None:
-    known = tmp_path / "known_hosts"
-    known.write_text(f"other.example.com {OTHER_KEY}\n[127.0.0.1]:{sshd.port} {sshd.host_keys['ecdsa']}")
-    if hashed:
-        subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(known)], check=True, capture_output=True)
-        assert "127.0.0.1" not in known.read_text()
-    with ssh.connect(sshd.login(pins=hostkey.from_known_hosts(known, "127.0.0.1", sshd.port))):
-        pass
-    assert hostkey.from_known_hosts(known, "127.0.0.1", 22) == ()
-
-
 def test_wrong_host_key_is_refused_before_any_login(sshd: Sshd) -> None:
     pins = (hostkey.from_public_key(OTHER_KEY),)
     with pytest.raises(errors.HostKeyMismatch) as caught:
@@ -112,11 +100,6 @@ def test_bad_public_key(text: str, words: str) -> None:
 def test_bad_fingerprint(text: str) -> None:
     with pytest.raises(errors.DeployError, match="no SHA256 fingerprint"):
         hostkey.from_fingerprint(text)
-
-
-def test_missing_known_hosts(tmp_path: Path) -> None:
-    with pytest.raises(errors.DeployError, match="known_hosts cannot be read"):
-        hostkey.from_known_hosts(tmp_path / "known_hosts", "127.0.0.1", 22)
 
 
 # Who are we?

@@ -1,7 +1,7 @@
 """
-The agent on the hosts: bring it there over SSH, see how it does, take it away.
+The agent on the hosts: bring it there over SSH, take it away.
 
-    agents        deploy, status, remove: the story
+    agents        deploy, remove: the story
     ssh           the way to a host: commands, files
     hostkey       the keys by which a host is known beforehand
     interpreter   the Python that a host has

@@ -1,6 +1,5 @@
-"""Deploy the agent on a host, see how it does, remove it: the story, as it goes on the controller."""
+"""Deploy the agent on a host, remove it: the story, as it goes on the controller."""
 
-import ipaddress
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +10,6 @@ import msgspec
 from blockferry import errors
 from blockferry.deploy import bundle, interpreter, pki, registry, ssh
 from blockferry.deploy.directory import About, AgentDirectory, Found, Release
-
-DEFAULT_DIRECTORY = "/opt/blockferry-agent"
-DEFAULT_PORT = 54330
 
 
 class Host(NamedTuple):
@@ -28,19 +24,18 @@ class Options(NamedTuple):
     """
     How an agent is deployed.
 
-    directory: the agent's own directory on the host, absolute.  port: where it listens.
-    listen: the IP address where it listens; empty means: the one by which SSH reached the host.
+    directory: the agent's own directory on the host, absolute.
+    port: where it listens, at the address by which SSH reached the host.
     python: a command or path on the host; empty means: find one.
-    control_socket, data_socket, nbd_directories: as in `blockferry_agent.config`; None means: its defaults.
+    control_socket, data_socket, nbd_directories: as in `blockferry_agent.config`.
     """
 
-    directory: str = DEFAULT_DIRECTORY
-    port: int = DEFAULT_PORT
-    listen: str = ""
-    python: str = ""
-    control_socket: str | None = None
-    data_socket: str | None = None
-    nbd_directories: tuple[str, ...] | None = None
+    directory: str
+    port: int
+    python: str
+    control_socket: str
+    data_socket: str
+    nbd_directories: tuple[str, ...]
 
 
 class Deployed(NamedTuple):
@@ -48,20 +43,6 @@ class Deployed(NamedTuple):
 
     record: registry.Record
     changed: bool
-
-
-class Status(NamedTuple):
-    """
-    How the agent of a host does.
-
-    record: what the controller knows; None when it deployed none there.
-    found: what the host says. A `found.pid` means that the agent serves, not that the network lets the controller reach
-    it: `transport` finds that out.
-    """
-
-    record: registry.Record | None
-    directory: str
-    found: Found
 
 
 class Agents:
@@ -88,7 +69,6 @@ class Agents:
         """
         self._refuse_second_directory(host, options.directory)
         authority = pki.Authority.open(self._state)
-        address = _address(host, options)
         with ssh.connect(login) as connection:
             python = interpreter.find(connection, options.python)
             made = self._bundles(python)
@@ -99,13 +79,13 @@ class Agents:
                 python_version=str(python),
                 deployed=datetime.now(UTC),
             )
-            config = _config(options, options.listen or connection.peer)
+            config = _config(options, connection.peer)
             directory = AgentDirectory(connection, python.path, options.directory)
             found = directory.inspect()
             release = _serving(found, about, config)
-            changed = release is None or not authority.is_fresh(release.certificate.encode(), host.id, address)
+            changed = release is None or not authority.is_fresh(release.certificate.encode(), host.id, host.address)
             if release is None or changed:
-                identity = authority.agent(host.id, address)
+                identity = authority.agent(host.id, host.address)
                 release = Release(about=about, config=config, certificate=identity.certificate.decode())
                 files = {
                     "agent.json": _json(config),
@@ -120,8 +100,7 @@ class Agents:
         record = registry.Record(
             host_id=host.id,
             host_name=host.name,
-            host_address=host.address,
-            address=address,
+            address=host.address,
             port=options.port,
             server_name=pki.agent_name(host.id),
             directory=options.directory,
@@ -133,14 +112,6 @@ class Agents:
         )
         self.registry.put(record)
         return Deployed(record, changed)
-
-    def status(self, host: Host, login: ssh.Login, options: Options) -> Status:
-        """Ask a host how its agent does. The directory is the one it was deployed to, else that of the options."""
-        record = self._record(host)
-        path = record.directory if record else options.directory
-        with ssh.connect(login) as connection:
-            python = interpreter.find(connection, options.python)
-            return Status(record, path, AgentDirectory(connection, python.path, path).inspect())
 
     def remove(self, host: Host, login: ssh.Login, options: Options) -> bool:
         """
@@ -168,29 +139,16 @@ class Agents:
             )
 
 
-def _address(host: Host, options: Options) -> str:
-    """Return where clients reach the agent: where it listens, or the host's address if that is everywhere."""
-    if not options.listen:
-        return host.address
-    try:
-        listen = ipaddress.ip_address(options.listen)
-    except ValueError as error:
-        raise errors.DeployError(f"{options.listen!r} is no IP address to listen on.") from error
-    return host.address if listen.is_unspecified else options.listen
-
-
 def _config(options: Options, listen: str) -> dict[str, Any]:
     """Return the agent's configuration (`blockferry_agent.config`); relative paths start at the release."""
-    config: dict[str, Any] = {
+    return {
         "listen": [f"[{listen}]:{options.port}" if ":" in listen else f"{listen}:{options.port}"],
         "tls": {"certificate": "agent.crt", "key": "agent.key", "ca": "ca.crt"},
         "pid_file": "../../run/agent.pid",
+        "control_socket": options.control_socket,
+        "data_socket": options.data_socket,
+        "nbd_directories": list(options.nbd_directories),
     }
-    for key in ("control_socket", "data_socket", "nbd_directories"):
-        value = getattr(options, key)
-        if value is not None:
-            config[key] = list(value) if isinstance(value, tuple) else value
-    return config
 
 
 def _serving(found: Found, about: About, config: dict[str, Any]) -> Release | None:

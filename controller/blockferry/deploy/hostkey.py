@@ -4,7 +4,6 @@ The SSH keys by which a host is known beforehand. Nothing is ever trusted becaus
     where a pin comes from                                    what it fixes
     engine: hosts/host/ssh/public_key  "ssh-ed25519 AAAA…"    type and key
     engine: hosts/host/ssh/fingerprint "SHA256:…"             key, of whatever type
-    a known_hosts file                                        type and key, often several
 """
 
 import base64
@@ -12,11 +11,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import NamedTuple
-
-import paramiko
-from paramiko.hostkeys import InvalidHostKey
 
 from blockferry import errors
 
@@ -66,15 +61,6 @@ def from_fingerprint(text: str) -> Pin:
             "On the host, `ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub` prints one.",
         )
     return Pin(fingerprint)
-
-
-def from_known_hosts(path: Path, address: str, port: int) -> tuple[Pin, ...]:
-    """Return the pins that a known_hosts file has for a host, none when it does not know it. Raises DeployError."""
-    try:
-        entries = paramiko.HostKeys(str(path)).lookup(address if port == 22 else f"[{address}]:{port}")
-    except (OSError, ValueError, InvalidHostKey) as error:
-        raise errors.DeployError(f"The known hosts in {path} cannot be read: {error}.") from error
-    return tuple(Pin(_fingerprint(key.asbytes()), key.get_name()) for key in (entries or {}).values())
 
 
 def negotiations(pins: Collection[Pin]) -> list[tuple[str, ...]]:

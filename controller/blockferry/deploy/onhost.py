@@ -15,9 +15,10 @@ The agent's directory, and nothing outside of it:
     releases/<id>/            one deployment: agent.json, agent.crt, agent.key, ca.crt, release.json; private
     current -> releases/<id>  the last one that came to serve; switched in one step
     run/agent.pid             written by the agent as soon as it serves
-    log/agent.log             of the running agent; agent.log.1 of the one before
+    log/agent.log             of the running agent, which bounds it; agent.log.1 what was said before
 
-A deployment that is cut off anywhere leaves the old release current, maybe stopped; the next one cleans up.
+A deployment that is cut off anywhere leaves the old release current, maybe stopped; the next one cleans up. What is
+complete by its name is on the disk: a power cut leaves no bundle or release in force of which parts are missing.
 """
 
 from __future__ import annotations
@@ -85,15 +86,18 @@ def inspect(directory: Path) -> dict[str, Any]:
 
 
 def read_release(directory: Path) -> dict[str, Any] | None:
-    """Return what the release in force says of itself, its configuration and its certificate."""
+    """Return what the release in force says of itself, its configuration and its certificate; a damaged one is none."""
     release = current(directory)
     if release is None:
         return None
-    return {
-        "about": json.loads((release / "release.json").read_text()),
-        "config": json.loads((release / "agent.json").read_text()),
-        "certificate": (release / "agent.crt").read_text(),
-    }
+    try:
+        return {
+            "about": json.loads((release / "release.json").read_text()),
+            "config": json.loads((release / "agent.json").read_text()),
+            "certificate": (release / "agent.crt").read_text(),
+        }
+    except (OSError, ValueError):
+        return None
 
 
 def install(directory: Path, upload: str) -> int:
@@ -107,6 +111,7 @@ def install(directory: Path, upload: str) -> int:
         bundle = json.loads((incoming / "release.json").read_text())["bundle"]
         unpack(directory, incoming, bundle)
         (incoming / "bundle.tar.gz").unlink(missing_ok=True)
+        make_durable(incoming)
         (directory / "releases").mkdir(exist_ok=True)
         release = incoming.rename(directory / "releases" / upload)
         stop(directory)
@@ -123,7 +128,7 @@ def fall_back(directory: Path, failure: Refused) -> Refused:
     """Start the release again that is in force and return the whole story as an error."""
     stop(directory)
     release = current(directory)
-    if release is None:
+    if release is None or read_release(directory) is None:
         return failure
     sentence, *hint = failure.args
     try:
@@ -189,7 +194,18 @@ def unpack(directory: Path, incoming: Path, digest: str) -> None:
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.read())
+    make_durable(partial)
     partial.rename(target)
+
+
+def make_durable(directory: Path) -> None:
+    """Have a directory with all that is in it on the disk when this returns, before its new name makes it count."""
+    for path in (directory, *directory.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def current(directory: Path) -> Path | None:
@@ -218,12 +234,15 @@ def start(directory: Path, release: Path) -> int:
     if log.exists():
         log.replace(directory / "log" / "agent.log.1")
     command = [about["python"], "-I", "-S", str(directory / "bundles" / about["bundle"])]
-    command += ["--config", str(release / "agent.json")]
+    command += ["--config", str(release / "agent.json"), "--log", str(log)]
+    # Else gRPC prints a line for each handshake that fails: strangers could fill the disk.
+    environment = {**os.environ, "GRPC_VERBOSITY": "NONE"}
     try:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
                 cwd=directory,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -21,15 +21,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
     An agent that was deployed.
 
-    host_id, host_name, host_address: of the engine's host.
-    address, port: where the agent listens.  server_name: the name in its certificate that holds for any address.
+    host_id, host_name, address: of the engine's host.
+    port: where the agent listens.  server_name: the name in its certificate that holds for any address.
     directory: on the host.  python: the version that runs it.  version: of the agent.  bundle: digest of its archive.
     deployed, certificate_expires: in UTC.
     """
 
     host_id: str
     host_name: str
-    host_address: str
     address: str
     port: int
     server_name: str
@@ -57,7 +56,7 @@ class Registry:
         records = self.records()
         for fits in (
             [record for record in records if record.host_id == host],
-            [record for record in records if host in (record.host_name, record.host_address)],
+            [record for record in records if host in (record.host_name, record.address)],
         ):
             if len(fits) > 1:
                 ids = ", ".join(record.host_id for record in fits)
