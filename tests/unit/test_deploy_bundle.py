@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, offline: None) -> Path:
+    """A cache with wheels of one small file, so that whole bundles are made in a moment."""
+    wheels = tmp_path / "cache" / "wheels" / HERE.kind
+    wheels.mkdir(parents=True)
+    for name in bundle.REQUIREMENTS:
+        with zipfile.ZipFile(wheels / f"{name}-{metadata.version(name)}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}.py", b"")
+    return tmp_path / "cache"
 
 
 def names(made: bundle.Bundle) -> set[str]:
@@ -65,26 +77,22 @@ def test_bundle_has_what_the_controller_runs_and_all_that_needs() -> None:
                 assert needed in bundle.REQUIREMENTS
 
 
-def test_second_bundle_comes_from_the_cache_unless_it_is_damaged(tmp_path: Path, offline: None) -> None:
-    first = bundle.build(CACHE, HERE)
-    shutil.copytree(CACHE / "wheels" / HERE.kind, tmp_path / "wheels" / HERE.kind)
-    again = bundle.build(tmp_path, HERE)
-    assert again == first
-    [archive] = (tmp_path / "bundles").iterdir()
+def test_second_bundle_comes_from_the_cache_unless_it_is_damaged(cache: Path) -> None:
+    first = bundle.build(cache, HERE)
+    [archive] = (cache / "bundles").iterdir()
     assert archive.name.endswith(f"-{hashlib.sha256(archive.read_bytes()).hexdigest()}.tar.gz")
     written = archive.stat().st_mtime_ns
-    assert bundle.build(tmp_path, HERE) == first
+    assert bundle.build(cache, HERE) == first
     assert archive.stat().st_mtime_ns == written
     archive.write_bytes(b"damaged")
-    assert bundle.build(tmp_path, HERE) == first
+    assert bundle.build(cache, HERE) == first
 
 
-def test_damaged_wheel_is_named(tmp_path: Path) -> None:
-    shutil.copytree(CACHE / "wheels" / HERE.kind, tmp_path / "wheels" / HERE.kind)
-    [wheel] = (tmp_path / "wheels" / HERE.kind).glob("xxhash-*.whl")
+def test_damaged_wheel_is_named(cache: Path) -> None:
+    [wheel] = (cache / "wheels" / HERE.kind).glob("xxhash-*.whl")
     wheel.write_bytes(b"damaged")
     with pytest.raises(errors.DeployError, match=f"{wheel} is damaged"):
-        bundle.build(tmp_path, HERE)
+        bundle.build(cache, HERE)
 
 
 def test_no_network_and_no_cache(tmp_path: Path, offline: None) -> None:
@@ -95,14 +103,12 @@ def test_no_network_and_no_cache(tmp_path: Path, offline: None) -> None:
 
 
 @pytest.mark.parametrize("in_the_way", ["wheels", "bundles"])
-def test_cache_that_cannot_be_written(tmp_path: Path, offline: None, in_the_way: str) -> None:
-    if in_the_way == "bundles":
-        (tmp_path / "wheels").symlink_to(CACHE / "wheels")
-    (tmp_path / in_the_way).write_text("a file")
-    with pytest.raises(
-        errors.DeployError, match=rf"{tmp_path}/{in_the_way}.* cannot be written: .*file system is full"
-    ):
-        bundle.build(tmp_path, HERE)
+def test_cache_that_cannot_be_written(cache: Path, in_the_way: str) -> None:
+    if in_the_way == "wheels":
+        shutil.rmtree(cache / "wheels")
+    (cache / in_the_way).write_text("a file")
+    with pytest.raises(errors.DeployError, match=f"{cache}/{in_the_way}.* cannot be written: .*file system is full"):
+        bundle.build(cache, HERE)
 
 
 def test_archive_depends_on_content_only() -> None:
