@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,22 @@ def test_a_directory_is_a_path_or_a_file_url(tmp_path: Path) -> None:
     (tmp_path / "my backups").mkdir()
     stores.connect(str(tmp_path / "my backups")).put("a", b"1")
     assert stores.connect(f"file://{tmp_path}/my%20backups").get("a", 1) == b"1"
+
+
+def test_a_new_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        stores.create(str(tmp_path / "backups/r")).put("chunks/ab/abcd", b"secret")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "backups/r").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "backups").stat().st_mode) == 0o755, "that is somebody else's"
+
+
+def test_a_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2750)
+    stores.create(str(tmp_path))
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2750
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/backups", "https://host/backups", "file://server/share", "nonsense://"])

@@ -69,10 +69,14 @@ class Batch(Protocol):
 
 
 def create(url: str) -> Store:
-    """Open the store at `url`, and make it when it is not there. Raises RepositoryError."""
+    """
+    Open the store at `url`, and make it when it is not there, for its owner alone: it holds what the VMs' disks hold.
+
+    Raises RepositoryError.
+    """
     path = _local_path(url)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _from_errno(error.errno, f"The directory {path} cannot be made", error.strerror or str(error)) from None
     return LocalDirectory(path)
