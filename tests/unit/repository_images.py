@@ -96,7 +96,6 @@ def back_up(
             backup_id=str(uuid.uuid4()),
             checkpoint_id=str(uuid.uuid4()),
             parent=base if backup_mode == "incremental" else None,
-            guest_frozen=True,
             seconds=2.5,
         )
 

@@ -243,7 +243,7 @@ def test_a_failed_writer_takes_nothing_more() -> None:
         with pytest.raises(errors.RepositoryError):
             images.finish(writer)
         with pytest.raises(agent_errors.InvalidRequest, match="not finished"):
-            draft.commit(mode="live", backup_id="", checkpoint_id=None, parent=None, guest_frozen=None, seconds=0)
+            draft.commit(mode="live", backup_id="", checkpoint_id=None, parent=None, seconds=0)
 
 
 def test_a_full_directory_ends_a_backup_and_the_next_one_succeeds(tmp_path: Path) -> None:
@@ -456,9 +456,7 @@ def test_another_transport_carries_on_behind_the_last_good_block(repository: Rep
         for block in good[2:]:
             writer.write(block)
         images.finish(writer)
-        point = draft.commit(
-            mode="hybrid", backup_id="b", checkpoint_id=None, parent=None, guest_frozen=None, seconds=1
-        )
+        point = draft.commit(mode="hybrid", backup_id="b", checkpoint_id=None, parent=None, seconds=1)
     assert images.restore(repository, point) == image
 
 
@@ -502,7 +500,7 @@ def test_disks_are_written_side_by_side(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        point = draft.commit(mode="cold", backup_id="b", checkpoint_id="c", parent=None, guest_frozen=None, seconds=1)
+        point = draft.commit(mode="cold", backup_id="b", checkpoint_id="c", parent=None, seconds=1)
     for disk_id, image in disks.items():
         assert images.restore(repository, point, disk_id)[: len(image)] == image
     assert repository.verify([point], lambda step: None).damage == ()
@@ -598,7 +596,7 @@ def test_points_are_listed_newest_first_and_survive_reopening(tmp_path: Path) ->
 def test_a_point_without_ovf_says_why(repository: Repository) -> None:
     with repository.new_point(images.VM) as draft:
         draft.without_ovf("The engine had locked the disks.")
-        point = draft.commit(mode="live", backup_id="b", checkpoint_id=None, parent=None, guest_frozen=False, seconds=1)
+        point = draft.commit(mode="live", backup_id="b", checkpoint_id=None, parent=None, seconds=1)
     with pytest.raises(errors.NotFound, match="locked"):
         repository.ovf(point)
 
@@ -725,7 +723,7 @@ def test_the_manifest_holds_what_was_measured(repository: Repository) -> None:
             moved=2,
             seconds=0.5,
         )
-        point = draft.commit(mode="cold", backup_id="b", checkpoint_id=None, parent=None, guest_frozen=None, seconds=9)
+        point = draft.commit(mode="cold", backup_id="b", checkpoint_id=None, parent=None, seconds=9)
     disk = repository.points()[0].disk(images.DISK)
     assert (disk.bytes.dirty, disk.bytes.read, disk.bytes.moved) == (4, 3, 2)
     assert disk.transport_reason == "No agent answers on host1."

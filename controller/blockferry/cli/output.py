@@ -107,7 +107,6 @@ def point(found: Manifest) -> None:
         "Backup": f"{found.mode}, {found.backup_mode} ({found.backup_id})",
         "Checkpoint": found.checkpoint_id or "none: no disk can have one",
         "Read against": found.parent_id or "nothing: complete by itself from the start",
-        "Guest frozen": {True: "yes", False: "no", None: "unknown"}[found.guest_frozen],
         "Configuration": f"OVF, {size(found.ovf.length)}" if found.ovf else f"none: {found.ovf_missing}",
     }
     for name, value in facts.items():

@@ -168,7 +168,6 @@ class _Job:
                     backup_id=backup.id,
                     checkpoint_id=backup.to_checkpoint_id,
                     parent=parent,
-                    guest_frozen=None,
                     seconds=time.monotonic() - started,
                 )
                 self._progress.step(f"VM {self._vm.name}: {manifest.id} is committed; ending the backup")

@@ -105,7 +105,6 @@ class Draft:
         backup_id: str,
         checkpoint_id: str | None,
         parent: Manifest | None,
-        guest_frozen: bool | None,
         seconds: float,
     ) -> Manifest:
         """
@@ -127,7 +126,6 @@ class Draft:
             checkpoint_id=checkpoint_id,
             parent_id=None if parent is None else parent.id,
             parent_checkpoint_id=None if parent is None else parent.checkpoint_id,
-            guest_frozen=guest_frozen,
             ovf=self._ovf,
             ovf_missing=self._ovf_missing,
             controller_version=__version__,

@@ -84,7 +84,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     backup_mode: "incremental" when any of its disks was read incrementally.
     checkpoint_id: made by this backup, None when the engine makes none (all disks raw).
     parent_id, parent_checkpoint_id: the point and checkpoint that this one was read against, None in a full backup.
-    guest_frozen: file systems were frozen by the guest agent while the backup began; None when nobody knows.
     ovf: the VM's configuration; None when there is none, and ovf_missing says why.
     seconds: from the start of the backup in the engine to the commit.
     """
@@ -99,7 +98,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_id: str | None
     parent_id: str | None
     parent_checkpoint_id: str | None
-    guest_frozen: bool | None
     ovf: File | None
     ovf_missing: str | None
     controller_version: str
