@@ -31,9 +31,6 @@ BROKEN = 8
 # A page of nothing but 512-byte entries, each of its own chunk, is 30 MiB.
 _MAX_ENCODED_PAGE = 32 * MiB
 
-MAX_ENCODED_ROOT = 64 * MiB
-"""Bytes; that of a disk of 400 TiB."""
-
 _PAGES_KEPT = 2
 
 _PAGE_HEADER = struct.Struct("<4sBxxxI")
