@@ -60,11 +60,11 @@ def dirty_ranges(old: bytes, new: bytes, grain: int = GRAIN) -> Iterator[tuple[i
             yield start, end
 
 
-def finish(writer: DiskWriter) -> None:
+def finish(writer: DiskWriter, alias: str = "system", bootable: bool = True) -> None:
     writer.finish(
-        alias="system",
+        alias=alias,
         format="cow",
-        bootable=True,
+        bootable=bootable,
         interface="virtio_scsi",
         transport="grpc",
         transport_reason=None,

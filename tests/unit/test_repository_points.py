@@ -506,6 +506,16 @@ def test_disks_are_written_side_by_side(tmp_path: Path) -> None:
     assert repository.verify([point], lambda step: None).damage == ()
 
 
+def test_a_point_has_its_disks_in_one_order_whichever_began_first(repository: Repository) -> None:
+    ids = sorted(str(uuid.uuid4()) for _ in range(4))
+    disks = [(ids[3], "logs", True), (ids[0], "data", False), (ids[1], "tmp", False), (ids[2], "tmp", False)]
+    with repository.new_point(images.VM) as draft:
+        for disk_id, alias, bootable in reversed(disks):
+            images.finish(draft.disk(disk_id, 0, "full"), alias, bootable)
+        point = draft.commit(mode="cold", backup_id="b", checkpoint_id="c", parent=None, seconds=1)
+    assert [(disk.id, disk.alias, disk.bootable) for disk in point.disks] == disks
+
+
 def test_two_controllers_may_write_the_same_at_once(tmp_path: Path) -> None:
     Repository.init(str(tmp_path), WINDOW)
     image = os.urandom(30 * WINDOW)
@@ -627,6 +637,40 @@ def test_a_manifest_in_another_format_is_refused_and_new_fields_are_not() -> Non
     store.objects[name] = msgspec.json.encode({"format": 2})
     with pytest.raises(errors.RepositoryError, match="format 2"):
         repository.point(images.VM.id, point.id)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["created"], "2026-11-22T19:43:14"),
+        (["created"], 1795376594),
+        (["id"], "latest"),
+        (["parent_id"], "../../etc"),
+        (["vm", "id"], "x"),
+        (["disks", 0, "id"], "sda"),
+        (["disks", 0, "id"], images.VM.id.upper()),
+        (["disks", 0, "id"], images.DISK + "\n"),
+        (["disks", 0, "index", "blake3"], "0" * 64 + "\n"),
+        (["disks", 0, "size"], -1),
+    ],
+)
+def test_a_manifest_with_values_that_cannot_be_is_damaged(path: list[str | int], value: object) -> None:
+    store = MemoryStore()
+    repository = repository_on(store)
+    point = images.full(repository, os.urandom(WINDOW))
+    sound = images.full(repository, os.urandom(WINDOW))
+    name = layout.manifest(images.VM.id, point.id)
+    document = place = msgspec.json.decode(store.objects[name])
+    *way, field = path
+    for step in way:
+        place = place[step]
+    place[field] = value
+    store.objects[name] = msgspec.json.encode(document)
+    with pytest.raises(errors.Damaged, match=name):
+        repository.point(images.VM.id, point.id)
+    found = repository.verify(repository.points(unreadable=lambda lost: None), lambda step: None)
+    assert [lost.point_id for lost in found.unreadable] == [point.id]
+    assert repository.points(unreadable=lambda lost: None) == [sound]
 
 
 def test_a_manifest_in_another_points_place_is_damaged() -> None:

@@ -110,7 +110,10 @@ class Draft:
         """
         Make the recovery point durable, then visible.
 
-        The arguments are fields of `Manifest`. Raises RepositoryError: the point is not there then.
+        The arguments are fields of `Manifest`. Its disks come bootable ones first, then by alias: not in the order in
+        which threads happened to begin them.
+
+        Raises RepositoryError: the point is not there then.
         """
         disks = [disk for disk in self._disks.values() if disk is not None]
         if len(disks) < len(self._disks):
@@ -130,7 +133,7 @@ class Draft:
             ovf_missing=self._ovf_missing,
             controller_version=__version__,
             seconds=seconds,
-            disks=tuple(disks),
+            disks=tuple(sorted(disks, key=lambda disk: (not disk.bootable, disk.alias, disk.id))),
         )
         name = layout.manifest(self._vm.id, self.id)
         # From here on a power failure may bring the manifest back, deleted or not: what it names stays.

@@ -21,8 +21,10 @@ from blockferry import errors
 SETTINGS = "repository.json"
 VMS = "vms"
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_POINT_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}", re.ASCII)
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""Pattern of the ids of VMs and disks."""
+POINT_ID = r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}"
+"""Pattern of the ids of recovery points."""
 
 
 def new_point_id(created: datetime) -> str:
@@ -38,7 +40,7 @@ def chunk(digest: bytes) -> str:
 
 def index(vm_id: str, point_id: str, disk_id: str) -> str:
     """Return the name of a disk's index. Raises NotFound when an id cannot be one."""
-    return f"{_folder(vm_id, point_id)}/{_checked(disk_id, _UUID, 'disk')}.index"
+    return f"{_folder(vm_id, point_id)}/{_checked(disk_id, UUID, 'disk')}.index"
 
 
 def ovf(vm_id: str, point_id: str) -> str:
@@ -53,23 +55,23 @@ def manifest(vm_id: str, point_id: str) -> str:
 
 def vm_folder(vm_id: str) -> str:
     """Return the folder of a VM's points. Raises NotFound when the id cannot be one."""
-    return f"{VMS}/{_checked(vm_id, _UUID, 'VM')}"
+    return f"{VMS}/{_checked(vm_id, UUID, 'VM')}"
 
 
 def point_of(name: str) -> tuple[str, str] | None:
     """Return (vm id, point id) when `name` is that of a manifest, else None."""
     match name.split("/"):
         case [folder, vm_id, point_id, "manifest.json"]:
-            if folder == VMS and _UUID.fullmatch(vm_id) and _POINT_ID.fullmatch(point_id):
+            if folder == VMS and re.fullmatch(UUID, vm_id) and re.fullmatch(POINT_ID, point_id):
                 return vm_id, point_id
     return None
 
 
 def _folder(vm_id: str, point_id: str) -> str:
-    return f"{vm_folder(vm_id)}/{_checked(point_id, _POINT_ID, 'recovery point')}"
+    return f"{vm_folder(vm_id)}/{_checked(point_id, POINT_ID, 'recovery point')}"
 
 
-def _checked(value: str, pattern: re.Pattern[str], noun: str) -> str:
-    if not pattern.fullmatch(value):
+def _checked(value: str, pattern: str, noun: str) -> str:
+    if not re.fullmatch(pattern, value):
         raise errors.NotFound(f"{value!r} is not the id of a {noun}.")
     return value

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from blockferry import errors
-from blockferry.repository import documents
+from blockferry.repository import documents, layout
 from blockferry_agent.units import MiB
 
 FORMAT: Final = 1
@@ -20,7 +20,11 @@ MAX_ENCODED = 16 * MiB
 """Bytes."""
 
 Length = Annotated[int, msgspec.Meta(ge=0)]
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+# Python's $ would let a line end behind it through.
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Uuid = Annotated[str, msgspec.Meta(pattern=rf"^{layout.UUID}\Z")]
+PointId = Annotated[str, msgspec.Meta(pattern=rf"^{layout.POINT_ID}\Z")]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Mode = Literal["live", "hybrid", "cold"]
 BackupMode = Literal["full", "incremental"]
 
@@ -28,7 +32,7 @@ BackupMode = Literal["full", "incremental"]
 class Vm(msgspec.Struct, frozen=True):
     """The VM as the engine knew it."""
 
-    id: str
+    id: Uuid
     name: str
 
 
@@ -62,7 +66,7 @@ class DiskManifest(msgspec.Struct, frozen=True, kw_only=True):
     index: root of its index.  seconds: from its first block to its last.
     """
 
-    id: str
+    id: Uuid
     alias: str
     size: Length
     format: str
@@ -89,14 +93,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: Literal[1] = FORMAT
-    id: str
+    id: PointId
     vm: Vm
-    created: datetime
+    created: Moment
     mode: Mode
     backup_mode: BackupMode
     backup_id: str
     checkpoint_id: str | None
-    parent_id: str | None
+    parent_id: PointId | None
     parent_checkpoint_id: str | None
     ovf: File | None
     ovf_missing: str | None
