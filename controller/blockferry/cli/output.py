@@ -143,6 +143,8 @@ def disks(found: Manifest) -> None:
 def verification(found: Verification) -> None:
     """Print what a verification found: a row for each thing that each damaged object hurts."""
     line(f"{found.chunks} chunks with {size(found.checked)} of content were read and checked.")
+    for lost in found.unreadable:
+        line(lost.reason)
     if found.damage:
         table(
             ("DAMAGED OBJECT", "WHAT IS WRONG", "VM", "POINT", "DISK"),

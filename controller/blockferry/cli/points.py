@@ -88,7 +88,7 @@ def restore(
         output.as_json(images)
     else:
         for image in images:
-            click.echo(f"{image.path}  {output.size(image.size)}, {output.size(image.data)} of data")
+            output.line(f"{image.path}  {output.size(image.size)}, {output.size(image.data)} of data")
 
 
 @click.command(epilog=POINT_HELP + " Without VM, all recovery points are verified.")
@@ -114,10 +114,11 @@ def verify(settings: Settings, vm: str | None, point: str | None) -> None:
         output.as_json(result)
     else:
         output.verification(result)
-    if result.damage:
+    bad = len(result.damage) + len(result.unreadable)
+    if bad:
         output.failed(
             errors.Damaged(
-                f"{len(result.damage)} stored objects are damaged or missing.",
+                f"{bad} stored objects are damaged or missing.",
                 "Run `blockferry backup VM --fresh`: what the disks still hold is stored again, for all points.",
             )
         )

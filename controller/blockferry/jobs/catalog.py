@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Literal
 
 from blockferry import errors
@@ -15,30 +16,29 @@ _log = logging.getLogger(__name__)
 
 def points(repository: Repository, vm: str | None) -> list[Manifest]:
     """
-    Return recovery points, newest first: those of the VM with that name or id, or all.
+    Return recovery points, newest first: those of the VM with that name or id, or all. Warns of those it cannot read.
 
-    Raises NotFound when there are none of that VM, Ambiguous when several VMs had that name.
+    A VM that was renamed is found by each name it had, with all of its points.
+
+    Raises NotFound when there are none of that VM, Ambiguous when several VMs have that name.
     """
-    found = repository.points(unreadable=_warn)
-    if vm is None:
-        return found
-    own = [point for point in found if vm in (point.vm.id, point.vm.name)]
-    if not own:
-        raise errors.NotFound(f"The repository has no recovery point of VM {vm}.", "See `blockferry list`.")
-    ids = sorted({point.vm.id for point in own})
-    if len(ids) > 1:
-        raise errors.Ambiguous(f"Several VMs were called {vm}: {', '.join(ids)}.", "Name the VM by its id.")
-    return own
+    return _points(repository, vm)[0]
 
 
 def point(repository: Repository, vm: str, name: str) -> Manifest:
     """
     Return the recovery point of a VM that `name` means: an id, the first characters of one, or "latest".
 
-    Raises NotFound, Ambiguous.
+    Raises NotFound, Ambiguous, and Damaged when the latest one cannot be read.
     """
-    own = points(repository, vm)
+    own, unreadable = _points(repository, vm)
     if name == LATEST:
+        newer = [lost for lost in unreadable if lost.vm_id == own[0].vm.id and lost.point_id > own[0].id]
+        if newer:
+            raise errors.Damaged(
+                f"The latest recovery point of VM {vm}, {newer[0].point_id}, cannot be read.",
+                f"Name an older one, such as {own[0].id}.",
+            )
         return own[0]
     found = [candidate for candidate in own if candidate.id.startswith(name)]
     if not found:
@@ -53,5 +53,26 @@ def init(url: str, window: int, compression: Literal["zstd", "none"]) -> Reposit
     return Repository.init(url, window, compression)
 
 
-def _warn(unreadable: Unreadable) -> None:
-    _log.warning("A recovery point cannot be read: %s", unreadable.reason)
+def _points(repository: Repository, vm: str | None) -> tuple[list[Manifest], list[Unreadable]]:
+    unreadable: list[Unreadable] = []
+    found = repository.points(unreadable=unreadable.append)
+    for lost in unreadable:
+        _log.warning("%s", lost.reason)
+    if vm is None:
+        return found, unreadable
+    vm_id = _vm_id(found, vm)
+    return [point for point in found if point.vm.id == vm_id], unreadable
+
+
+def _vm_id(found: Sequence[Manifest], vm: str) -> str:
+    """Return the id of the VM that is called `vm` in its newest point, or was once. Raises NotFound, Ambiguous."""
+    newest: dict[str, Manifest] = {}
+    for point in found:
+        newest.setdefault(point.vm.id, point)
+    called_now = {point.vm.id for point in newest.values() if vm in (point.vm.id, point.vm.name)}
+    ids = called_now or {point.vm.id for point in found if point.vm.name == vm}
+    if not ids:
+        raise errors.NotFound(f"The repository has no recovery point of VM {vm}.", "See `blockferry list`.")
+    if len(ids) > 1:
+        raise errors.Ambiguous(f"Several VMs are called {vm}: {', '.join(sorted(ids))}.", "Name the VM by its id.")
+    return ids.pop()
