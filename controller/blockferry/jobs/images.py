@@ -56,7 +56,6 @@ def create(path: Path, image_format: Format, size: int) -> Iterator[Image]:
             complete.replace(path)
             files.make_durable(path.parent)
         finally:
-            raw.unlink(missing_ok=True)
             converted.unlink(missing_ok=True)
 
 
@@ -73,7 +72,8 @@ def _errors_of(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _raw(path: Path, size: int) -> Iterator[Image]:
     """
-    Open the raw image, alone until the block ends. What a killed run left under its name is written over.
+    Open the raw image, alone until the block ends: what is under its name then is removed. What a killed run left there
+    is written over.
 
     Raises OSError, Conflict.
     """
@@ -87,9 +87,12 @@ def _raw(path: Path, size: int) -> Iterator[Image]:
             mine = False
         if not mine:
             raise errors.Conflict(f"Another restore is writing {path}.", "Wait for it, or use another directory.")
-        os.truncate(descriptor, 0)
-        os.truncate(descriptor, size)
-        yield Image(descriptor)
+        try:
+            os.truncate(descriptor, 0)
+            os.truncate(descriptor, size)
+            yield Image(descriptor)
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

@@ -1,0 +1,254 @@
+"""Copying a disk into the repository: what is asked for, what is moved, how it stops."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from blockferry import errors
+from blockferry.jobs import copying
+from blockferry.jobs.progress import Silent
+from blockferry.repository import DiskWriter, Manifest, Repository
+from blockferry.repository import settings as settings_module
+from blockferry.transport.disk import Reading
+from blockferry_agent import errors as agent_errors
+from blockferry_agent import reader
+from blockferry_agent.blocks import ReadRequest, Summary
+from blockferry_agent.source import Extent
+from blockferry_agent.units import KiB
+from tests.unit import repository_images as images
+from tests.unit.repository_stores import MemoryStore
+
+WINDOW = 256 * KiB
+GRAIN = 64 * KiB
+
+
+class Disk:
+    """
+    A disk in memory (`transport.disk.Disk`), read by the agent's own reader.
+
+    dirty: starts of the grains that changed.  requests: what was asked for.  before_read: called at each read.
+    """
+
+    def __init__(self, image: bytes, dirty: frozenset[int] = frozenset()) -> None:
+        self.size = len(image)
+        self.image = image
+        self.dirty = dirty
+        self.requests: list[ReadRequest] = []
+        self.before_read: Callable[[], None] = lambda: None
+
+    def read(self, request: ReadRequest) -> Reading:
+        self.requests.append(request)
+        return reader.read(lambda: Source(self), request, workers=2)
+
+    def close(self) -> None: ...
+
+
+class Source:
+    def __init__(self, disk: Disk) -> None:
+        self.size = disk.size
+        self._disk = disk
+
+    def extents(self, start: int, length: int, incremental: bool) -> Iterator[Extent]:
+        for place in range(start - start % GRAIN, start + length, GRAIN):
+            first, end = max(start, place), min(place + GRAIN, start + length)
+            zero = not any(self._disk.image[first:end])
+            yield Extent(first, end - first, not incremental or place in self._disk.dirty, zero)
+
+    def readinto(self, start: int, buffer: bytearray | memoryview) -> None:
+        self._disk.before_read()
+        buffer[:] = self._disk.image[start : start + len(buffer)]
+
+    def close(self) -> None: ...
+
+
+class Told(Silent):
+    """What a progress was told."""
+
+    def __init__(self) -> None:
+        self.positions: list[tuple[int, int]] = []
+        self.ended: list[str] = []
+
+    def advance(self, key: str, position: int, moved: int) -> None:
+        self.positions.append((position, moved))
+
+    def end(self, key: str) -> None:
+        self.ended.append(key)
+
+
+@pytest.fixture
+def repository() -> Repository:
+    store = MemoryStore()
+    return Repository(store, settings_module.write(store, WINDOW, "none"))
+
+
+def back_up(
+    repository: Repository, disk: Disk, incremental: bool, base: Manifest | None, told: Told | None = None
+) -> tuple[Manifest, Summary]:
+    with repository.new_point(images.VM) as draft:
+        writer = draft.disk(images.DISK, disk.size, "incremental" if incremental else "full", base)
+        summary = copying.copy(disk, writer, incremental, WINDOW, "system", copying.Stop(), told or Told())
+        images.finish(writer)
+        point = draft.commit(mode="live", backup_id="b", checkpoint_id="c", parent=base, seconds=1.0)
+    return point, summary
+
+
+@pytest.fixture
+def image() -> bytearray:
+    """Five windows and a bit, of which the third is zero."""
+    content = bytearray(random.Random(1).randbytes(5 * WINDOW + GRAIN + 512))
+    content[2 * WINDOW : 3 * WINDOW] = bytes(WINDOW)
+    return content
+
+
+def test_full_then_incremental(repository: Repository, image: bytearray) -> None:
+    told = Told()
+    first, summary = back_up(repository, Disk(bytes(image)), False, None, told)
+    assert images.restore(repository, first) == image
+    assert (summary.dirty, summary.read, summary.moved) == (len(image), len(image) - WINDOW, len(image) - WINDOW)
+    assert told.positions == sorted(told.positions)
+    assert told.positions[-1] == (len(image), summary.moved)
+    assert told.ended == [images.DISK]
+
+    old = bytes(image)
+    image[GRAIN : 2 * GRAIN] = b"x" * GRAIN
+    image[-512:] = bytes(512)
+    second, summary = back_up(repository, Disk(bytes(image), frozenset([GRAIN, 5 * WINDOW + GRAIN])), True, first)
+    assert images.restore(repository, second) == image
+    assert images.restore(repository, first) == old
+    assert (summary.dirty, summary.read, summary.moved) == (GRAIN + 512, GRAIN, GRAIN)
+
+
+def test_full_on_a_base_moves_what_it_has_not(
+    repository: Repository, image: bytearray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "KNOWN_SPAN", 2 * WINDOW)
+    first, _ = back_up(repository, Disk(bytes(image)), False, None)
+    image[3 * WINDOW] ^= 1
+    disk = Disk(bytes(image))
+    second, summary = back_up(repository, disk, False, first)
+    assert images.restore(repository, second) == image
+    assert summary.moved == WINDOW
+    assert summary.read == len(image) - WINDOW
+    spans = [(request.start, request.length) for request in disk.requests]
+    assert spans == [(0, 2 * WINDOW), (2 * WINDOW, 2 * WINDOW), (4 * WINDOW, WINDOW + GRAIN + 512)]
+    for request in disk.requests:
+        assert all(request.start <= start < request.start + request.length for start, _ in request.known)
+
+
+def test_no_more_digests_than_the_wire_takes(
+    repository: Repository, image: bytearray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "MAX_KNOWN", 3)
+    first, _ = back_up(repository, Disk(bytes(image)), False, None)
+    disk = Disk(bytes(image))
+    second, summary = back_up(repository, disk, False, first)
+    assert [len(request.known) for request in disk.requests] == [3]
+    assert 0 < summary.moved < len(image) - WINDOW
+    assert images.restore(repository, second) == image
+
+
+def test_window_in_many_pieces_is_read_whole(repository: Repository, image: bytearray) -> None:
+    point, _ = back_up(repository, Disk(bytes(image)), False, None)
+    window = range(WINDOW, 2 * WINDOW, 16 * KiB)
+    base = point
+    for start in list(window)[1::2]:
+        old = bytes(image)
+        image[start : start + 512] = b"y" * 512
+        base = images.incremental(repository, old, bytes(image), base, grain=512)
+
+    old = bytes(image)
+    image[WINDOW : WINDOW + 512] = b"z" * 512
+    disk = Disk(bytes(image), frozenset([WINDOW]))
+    mended, summary = back_up(repository, disk, True, base)
+    assert [request.whole_windows for request in disk.requests] == [frozenset([WINDOW])]
+    assert (summary.dirty, summary.read, summary.moved) == (GRAIN, WINDOW, WINDOW)
+    assert images.restore(repository, mended) == image
+    assert images.restore(repository, base) == old
+
+    _, summary = back_up(repository, again := Disk(bytes(image), frozenset([WINDOW])), True, mended)
+    assert [request.whole_windows for request in again.requests] == [frozenset()], "it is in one piece again"
+    assert summary.read == GRAIN
+
+
+def test_error_of_the_disk_is_the_one_raised(repository: Repository, image: bytearray) -> None:
+    def fail() -> None:
+        raise agent_errors.ReadFailed("Input/output error.")
+
+    disk = Disk(bytes(image))
+    disk.before_read = fail
+    with pytest.raises(agent_errors.ReadFailed):
+        back_up(repository, disk, False, None)
+    assert repository.points() == []
+
+
+@pytest.fixture
+def writer(repository: Repository, image: bytearray) -> Iterator[DiskWriter]:
+    with repository.new_point(images.VM) as draft:
+        yield draft.disk(images.DISK, len(image), "full", None)
+
+
+def test_stopped_before_it_began(writer: DiskWriter, image: bytearray) -> None:
+    stop = copying.Stop()
+    stop.stop()
+    with pytest.raises(errors.Interrupted):
+        copying.copy(Disk(bytes(image)), writer, False, WINDOW, "system", stop, Told())
+
+
+def test_stopped_while_it_waits_for_the_disk(writer: DiskWriter, image: bytearray) -> None:
+    disk, stop = Disk(bytes(image)), copying.Stop()
+    reading, goes_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reading.set()
+        assert goes_on.wait(10)
+
+    disk.before_read = wait
+    caught: list[BaseException] = []
+
+    def copy() -> None:
+        try:
+            copying.copy(disk, writer, False, WINDOW, "system", stop, Told())
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    assert reading.wait(10)
+    stopper = threading.Thread(target=stop.stop)
+    stopper.start()
+    # `stop` waits for the read in hand: it may end now.
+    goes_on.set()
+    stopper.join(10)
+    thread.join(10)
+    assert [type(error) for error in caught] == [errors.Interrupted]
+
+
+def test_busy_agent_is_asked_again(repository: Repository, image: bytearray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "BUSY_PAUSE", 0.001)
+    disk = Disk(bytes(image))
+
+    def refuse() -> None:
+        if len(disk.requests) < 3:
+            raise agent_errors.Busy("Enough to do.")
+
+    disk.before_read = refuse
+    point, _ = back_up(repository, disk, False, None)
+    assert images.restore(repository, point) == image
+    assert len(disk.requests) == 3
+
+
+def test_agent_that_stays_busy(repository: Repository, image: bytearray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "BUSY_PAUSE", 0.001)
+    monkeypatch.setattr(copying, "BUSY_TIMEOUT", 0.02)
+
+    def refuse() -> None:
+        raise agent_errors.Busy("Enough to do.")
+
+    disk = Disk(bytes(image))
+    disk.before_read = refuse
+    with pytest.raises(agent_errors.Busy):
+        back_up(repository, disk, False, None)

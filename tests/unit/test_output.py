@@ -1,0 +1,79 @@
+"""What commands print, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from blockferry import errors
+from blockferry.cli import output
+from blockferry.repository.verification import Damage, Hurt, Verification
+from tests.unit import recovery_points
+
+POINT = recovery_points.point("c1", [recovery_points.disk("1", "[red]data[/red]" + "x" * 200)])
+
+
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 * 1024**2, "1.5 GiB"),
+        (1024**5, "1.0 PiB"),
+        (5000 * 1024**5, "5000.0 PiB"),
+    ],
+)
+def test_sizes(length: int, text: str) -> None:
+    assert output.size(length) == text
+
+
+def test_tables_are_whole_and_literal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.point(POINT)
+    printed = capsys.readouterr().out
+    assert POINT.disks[0].alias in printed, "neither cut nor folded, and no markup of anybody's"
+    assert POINT.id in printed
+    assert "complete by itself" in printed
+
+
+def test_reasons_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    disks = [recovery_points.disk(number, None, "grpc: No agent.") for number in "123"]
+    output.disks(recovery_points.point(None, disks))
+    assert capsys.readouterr().out.count("grpc: No agent.") == 1
+
+
+def test_points_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    output.as_json([POINT])
+    (document,) = json.loads(capsys.readouterr().out)
+    assert document["id"] == POINT.id
+    assert document["disks"][0]["bytes"] == {"dirty": 1024, "read": 1024, "moved": 512, "stored": 100}
+
+
+def test_verification_as_json_has_names(capsys: pytest.CaptureFixture[str]) -> None:
+    hurt = Hurt("vm-id", "web", "point", None)
+    output.as_json(Verification(3, 4096, (Damage("chunks/ab/abcd", "It is missing.", (hurt,)),), ()))
+    assert json.loads(capsys.readouterr().out) == {
+        "chunks": 3,
+        "checked": 4096,
+        "damage": [
+            {
+                "name": "chunks/ab/abcd",
+                "reason": "It is missing.",
+                "hurts": [{"vm_id": "vm-id", "vm_name": "web", "point_id": "point", "disk_id": None}],
+            }
+        ],
+        "unreadable": [],
+    }
+
+
+def test_errors_for_people_and_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = errors.NotFound("There is no VM x.", "Check the name.")
+    output.error(problem, machine=False)
+    assert capsys.readouterr() == ("", "blockferry: There is no VM x. Check the name.\n")
+    output.error(problem, machine=True)
+    printed = capsys.readouterr()
+    assert printed.err == "blockferry: There is no VM x. Check the name.\n"
+    assert json.loads(printed.out) == {
+        "error": {"kind": "NotFound", "message": "There is no VM x.", "hint": "Check the name."}
+    }
