@@ -25,7 +25,7 @@ GRACE = 2.0
 """Seconds that running calls have to end by themselves when the agent stops."""
 
 _SPARE_THREADS = 8
-"""Threads beside those that read, so that short calls are answered while all reads are taken."""
+"""Threads beside those that read or wait for it, so that short calls are answered while all reads are taken."""
 
 _OPTIONS = [
     # Two agents on one port would share its connections.
@@ -33,6 +33,7 @@ _OPTIONS = [
     # A controller that vanished without a word is noticed within a minute, and ours may look after us as often.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # else 60 s, which come first when data was sent
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -46,14 +47,15 @@ def run(config: Config, wait: Callable[[], object]) -> None:
     Raises ConfigError when an address or a file of the configuration cannot be used.
     """
     imageio = Imageio(config.control_socket, config.data_socket)
+    gate = Gate(config.max_reads)
     service = Service(
         imageio,
         KeepAlive(imageio.touch, config.keepalive_seconds),
-        Gate(config.max_reads),
+        gate,
         config.nbd_directories,
         config.workers,
     )
-    threads = concurrent.futures.ThreadPoolExecutor(config.max_reads + _SPARE_THREADS, thread_name_prefix="call")
+    threads = concurrent.futures.ThreadPoolExecutor(2 * config.max_reads + _SPARE_THREADS, thread_name_prefix="call")
     server = grpc.server(threads, options=_OPTIONS)
     agent_pb2_grpc.add_AgentServicer_to_server(service, server)  # type: ignore[no-untyped-call]  # generated
     for address in config.listen:
@@ -65,6 +67,7 @@ def run(config: Config, wait: Callable[[], object]) -> None:
             wait()
             log.info("stopping")
     finally:
+        gate.close()
         server.stop(GRACE).wait()
 
 

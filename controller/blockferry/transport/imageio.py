@@ -194,6 +194,11 @@ def _border(target: Target) -> Iterator[None]:
             f"{where} shows a certificate that the configured CA did not sign ({error.verify_message}).",
             "Check engine.ca_file.",
         ) from None
+    except (BrokenPipeError, ConnectionResetError, http.client.IncompleteRead) as error:
+        raise errors.TransportError(
+            f"{where} hung up in the middle of the disk ({type(error).__name__}).",
+            "See its log on the host, and in the engine's events whether the transfer was cancelled; then run again.",
+        ) from None
     except (OSError, http.client.HTTPException) as error:
         raise errors.TransportError(
             f"{where} does not answer: {type(error).__name__} {error}.",

@@ -147,5 +147,5 @@ def test_finalizing_that_never_ends(scene: Scene) -> None:
     newest = scene.operator.do("list", scene.vm.name)[0]["id"]
     assert newest not in scene.points
     scene.points.insert(0, newest)
-    says = f"Recovery point {newest} is complete, but the engine did not end its backup well"
+    says = f"Recovery point {newest} is complete, but its backup did not end well"
     scene.assert_survived(result, 4, says, "still being finalized after 1 s", "goes on by itself")

@@ -7,16 +7,15 @@ So a fault comes when blocks flow, not before and not after, however fast the ma
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from pathlib import Path
 
-from tests.lab import processes
-
 
 class Valve:
     """
-    Passes everything, until `limit` bytes have come from the server: then nothing more, until it is opened or cut.
+    Passes everything, until `limit` bytes have come from the server: then nothing more but a hang-up, until it is opened.
 
     path: its own socket.  limit: bytes, of all connections together.  Close it.
     """
@@ -44,17 +43,13 @@ class Valve:
         """Pass everything from now on."""
         self._released.set()
 
-    def cut(self) -> None:
-        """Hang up on everybody, and on whoever comes later."""
-        _hang_up(self._listener)
+    def close(self) -> None:
+        self._released.set()
         with self._changed:
-            ends, self._ends = self._ends, []
+            ends = [self._listener, *self._ends]
         for end in ends:
             _hang_up(end)
-        self._released.set()
-
-    def close(self) -> None:
-        self.cut()
+        self._listener.close()
         self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
@@ -64,38 +59,37 @@ class Valve:
                 server = socket.socket(socket.AF_UNIX)
                 with self._changed:
                     self._ends += [reader, server]
-                try:
-                    server.connect(self._server)
-                except OSError:
-                    _hang_up(reader)
-                    continue
-                for source, target, measured in ((reader, server, False), (server, reader, True)):
-                    threading.Thread(target=self._pass, args=(source, target, measured), daemon=True).start()
+                threading.Thread(target=self._serve, args=(reader, server), daemon=True).start()
+
+    def _serve(self, reader: socket.socket, server: socket.socket) -> None:
+        with reader, server, contextlib.suppress(OSError):
+            server.connect(self._server)
+            answers = threading.Thread(target=self._pass, args=(server, reader, True), daemon=True)
+            answers.start()
+            self._pass(reader, server, False)
+            answers.join()
 
     def _pass(self, source: socket.socket, target: socket.socket, measured: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if measured:
-                    self._wait(len(data))
+                    self._wait(len(data), source)
                 target.sendall(data)
         _hang_up(source)
         _hang_up(target)
 
-    def _wait(self, length: int) -> None:
+    def _wait(self, length: int, server: socket.socket) -> None:
         with self._changed:
             self._passed += length
             if self._passed < self._limit:
                 return
         self._shut.set()
-        self._released.wait()
-
-
-def wait_until_shut(valve: Valve) -> None:
-    """Raises LabError when no reader comes so far."""
-    processes.wait_for("reading of so many bytes", lambda: valve.is_shut, 60)
+        hang_up = select.poll()
+        hang_up.register(server, 0)
+        while not self._released.is_set() and not hang_up.poll(20):
+            pass
 
 
 def _hang_up(end: socket.socket) -> None:
     with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-    end.close()
