@@ -75,7 +75,7 @@ def restore(
     force: bool,
 ) -> None:
     """
-    Restore the disks of a recovery point to image files.
+    Restore the disks of a recovery point of VM (name or id) to image files.
 
     Every chunk is checked before it is written. An image appears under its name when it is complete; until then it is
     called .NAME.partial.

@@ -83,9 +83,8 @@ def _run() -> int:
     except errors.Error as error:
         output.error(error, machine)
         return errors.exit_code(error)
-    except BrokenPipeError:
-        # Who read our output went away (`blockferry list | head`).
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- lives until the process ends, a moment from now
+    except SystemExit:
+        # That is how click and rich react when who read our output went away (`blockferry list | head`).
         return 0
     except Exception as error:
         _log.debug("A defect", exc_info=True)
