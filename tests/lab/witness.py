@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lab import exports
-from tests.lab.lab import Lab
+from tests.lab.lab import Lab, Vm
 
 
 class Copies:
@@ -27,11 +27,11 @@ class Copies:
         self._lock = threading.Lock()
         self._taken: dict[str, Path] = {}
 
-    def take(self) -> dict[str, Path]:
-        """Return the raw copies by disk id, and begin anew."""
+    def take(self, vm: Vm | None = None) -> dict[str, Path]:
+        """Return the raw copies by disk id, of one VM or of all, and begin anew."""
         with self._lock:
-            taken, self._taken = self._taken, {}
-        return taken
+            ids = list(self._taken) if vm is None else [disk.id for disk in vm.disks if disk.id in self._taken]
+            return {disk_id: self._taken.pop(disk_id) for disk_id in ids}
 
     def copy(self, ticket: dict[str, object]) -> None:
         """Copy the disk behind a ticket, if it is for reading."""

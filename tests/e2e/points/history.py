@@ -64,7 +64,7 @@ class History:
         manifest = result.document
         order = [disk.id for disk in self.vm.disks]
         manifest["disks"].sort(key=lambda disk: order.index(disk["id"]))
-        taken = Taken(manifest, self._copies.take(), result.errors)
+        taken = Taken(manifest, self._copies.take(self.vm), result.errors)
         assert set(taken.copies) == {disk["id"] for disk in manifest["disks"]}
         for disk in manifest["disks"]:
             assert_consistent(disk)
