@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from blockferry import errors
-from blockferry.repository import DiskReader, Hurt, Manifest, Repository, Step, Vm, index, layout
+from blockferry.repository import DiskReader, Hurt, Manifest, Repository, Step, Vm, index, layout, settings
 from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import PAGE, Entry, PageReference, Root
 from blockferry_agent.units import KiB
@@ -200,6 +202,31 @@ def test_what_an_entry_wants_must_be_in_its_chunk() -> None:
     reader = DiskReader(Root(8 * KiB, WINDOW, {0: PageReference(0, page.digest)}), chunks)
     with pytest.raises(errors.Damaged, match="has only 4096 bytes"):
         list(reader.read())
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["sound", "with damage"])
+def test_memory_is_what_the_roots_take(lost: int) -> None:
+    """Many points of a disk, each with its own version of every page: 40 bytes for each of them, and little more."""
+    points, pages = 30, 200
+    store = MemoryStore()
+    repository = Repository(store, settings.write(store, WINDOW, "none"))
+    base = images.back_up(repository, [], 0)
+    for _ in range(points):
+        content = os.urandom(512)
+        blocks = [images.data(page * PAGE + page, content) for page in range(pages)]
+        point = images.back_up(repository, blocks, pages * PAGE, "incremental", base)
+    if lost:
+        del store.objects[layout.chunk(blake3(content).digest())]
+    known = repository.points()
+
+    tracemalloc.start()
+    try:
+        found = repository.verify(known, lambda step: None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [damage.hurts[0].point_id for damage in found.damage] == [point.id] * lost
+    assert peak < 100 * points * pages
 
 
 def test_the_end_of_a_page_is_not_the_end_of_verification(site: Site) -> None:

@@ -172,12 +172,17 @@ def encode_root(root: Root) -> bytes:
 
 def decode_root(data: bytes) -> Root:
     """Return the root that `data` holds. Raises ValueError when it holds none."""
-    body = _body(data, _ROOT_HEADER, _ROOT_MAGIC, _PAGE_REFERENCE)
+    pages = dict(page_references(data))
     *_, window, size = _ROOT_HEADER.unpack_from(data)
-    pages = {number: PageReference(broken, chunk) for number, broken, chunk in _PAGE_REFERENCE.iter_unpack(body)}
     if any(number * PAGE >= size for number in pages):
         raise ValueError("it maps more than its disk")
     return Root(size, window, pages)
+
+
+def page_references(data: bytes) -> Iterator[tuple[int, PageReference]]:
+    """Generate what an encoded root holds, as (number, reference), by ascending number. Raises ValueError."""
+    for number, broken, chunk in _PAGE_REFERENCE.iter_unpack(_body(data, _ROOT_HEADER, _ROOT_MAGIC, _PAGE_REFERENCE)):
+        yield number, PageReference(broken, chunk)
 
 
 def _body(data: bytes, header: struct.Struct, magic: bytes, item: struct.Struct) -> memoryview:
