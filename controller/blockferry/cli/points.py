@@ -109,7 +109,7 @@ def verify(settings: Settings, vm: str | None, point: str | None) -> None:
     else:
         points = [catalog.point(repository, vm, point)]
     with settings.progress() as progress:
-        result = verify_job.run(repository, points, progress)
+        result = verify_job.run(repository, points, None if vm is None else points[0].vm.id, progress)
     if settings.machine:
         output.as_json(result)
     else:

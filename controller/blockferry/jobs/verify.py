@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from blockferry.jobs.progress import Progress
 from blockferry.repository import Manifest, Repository, Step, Verification
 
 
-def run(repository: Repository, points: Sequence[Manifest], progress: Progress) -> Verification:
-    """Verify `points` and return what was found, damage included. Raises RepositoryError."""
+def run(repository: Repository, points: Sequence[Manifest], vm_id: str | None, progress: Progress) -> Verification:
+    """
+    Verify `points` and return what was found, damage included.
+
+    vm_id: of the VM whose points they are; None: those of all VMs. Manifests that cannot be read count for their VM.
+
+    Raises RepositoryError.
+    """
     names = {disk.id: f"{point.vm.name} {disk.alias}" for point in points for disk in point.disks}
     begun: str | None = None
 
@@ -22,4 +30,6 @@ def run(repository: Repository, points: Sequence[Manifest], progress: Progress) 
             progress.begin(step.disk_id, f"verifying {names[step.disk_id]}", step.size)
         progress.advance(step.disk_id, step.position, step.checked)
 
-    return repository.verify(points, show)
+    found = repository.verify(points, show)
+    unreadable = tuple(lost for lost in found.unreadable if vm_id in (None, lost.vm_id))
+    return msgspec.structs.replace(found, unreadable=unreadable)
