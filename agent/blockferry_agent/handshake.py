@@ -84,7 +84,8 @@ def negotiate(stream: Stream, where: str, export: str, bitmap: bool) -> Export:
 
     where: names the server in errors.  export: its name.  bitmap: look for a dirty bitmap.
 
-    Raises SourceGone, ProtocolError, and BitmapMissing when there is more than one bitmap.
+    Raises SourceGone, ProtocolError, TicketRefused when the server cannot do what is needed, and BitmapMissing when
+    there is more than one bitmap.
     """
     return _Handshake(stream, where, export).run(bitmap)
 
@@ -178,12 +179,12 @@ class _Handshake:
             yield _Reply(kind, payload)
         raise self._nonsense(f"more than {MAX_REPLIES} replies to one option")
 
-    def _refusal(self, kind: int) -> errors.SourceError:
+    def _refusal(self, kind: int) -> errors.Error:
         reason = _ERROR_NAMES.get(kind, f"error {kind & ~_ERROR}")
         message = f"{self._where} refuses export {self._export!r}: {reason}."
         if kind in (_NO_SUCH_EXPORT, _SHUTTING_DOWN):
             return errors.SourceGone(message, "See whether the VM stopped, or the backup ended.")
-        return errors.ProtocolError(
+        return errors.TicketRefused(
             message, "Blockferry needs a server like QEMU's, with structured replies and meta contexts."
         )
 

@@ -66,7 +66,7 @@ class Imageio:
         Return the ticket, which may be used for reading now.
 
         Raises InvalidRequest, TicketNotFound, and TicketRefused when it is for another transfer, not for reading,
-        cancelled or expired, or when the daemon cannot be asked.
+        cancelled or expired, or when the daemon cannot be asked or describes it in an unknown way.
         """
         ticket_id = _canonical("ticket_id", ticket_id)
         transfer_id = _canonical("transfer_id", transfer_id)
@@ -141,7 +141,7 @@ def _checked(ticket_id: str, transfer_id: str, body: bytes) -> Ticket:
     except ValueError:
         fields = None
     if not isinstance(fields, dict) or any(not isinstance(fields.get(key), kind) for key, kind in _FIELDS.items()):
-        raise errors.ProtocolError(
+        raise errors.TicketRefused(
             "Image I/O described a ticket in a way that the agent does not know.", "See its version on the host."
         )
     for problem in _problems(fields, transfer_id):

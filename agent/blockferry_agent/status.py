@@ -2,8 +2,10 @@
 Errors on the wire: the one table of gRPC status codes, for the agent, and its reverse, for the controller.
 
 gRPC itself uses UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED, UNKNOWN, UNIMPLEMENTED and UNAUTHENTICATED for what happens
-to a call on its way, so none of ours has one of those, and a broken connection is never taken for a broken disk. As
-numbers, so that nobody needs grpc to know them: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
+to a call on its way, so none of ours has one of those. It uses INTERNAL and RESOURCE_EXHAUSTED, too (a message that is
+too large, say); ours always carry a hint in their metadata, if only an empty one, and that tells them apart. So a
+broken connection is never taken for a broken disk. As numbers, so that nobody needs grpc to know them:
+https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def hint_of(error: errors.Error) -> str:
 def error_from(code: int, details: str, metadata: Mapping[str, str | bytes]) -> errors.Error | None:
     """Return the agent's error that a call ended with; None when it was gRPC that ended it."""
     cls = next((cls for cls, own in CODES.items() if own == code), None)
-    if cls is None:
+    hint = metadata.get(HINT_KEY)
+    if cls is None or not isinstance(hint, str):
         return None
-    hint = metadata.get(HINT_KEY, "")
-    return cls(details, urllib.parse.unquote(hint) if isinstance(hint, str) else "")
+    return cls(details, urllib.parse.unquote(hint))

@@ -23,7 +23,7 @@ class Stream:
     """
 
     def __init__(self, path: str, timeout: float) -> None:
-        """Connect. Raises SourceGone."""
+        """Connect. Raises SourceGone, and TicketRefused when this process may not."""
         self._path = path
         self._timeout = timeout
         self._deadline = math.inf
@@ -33,10 +33,14 @@ class Stream:
             self._socket.connect(path)
         except OSError as error:
             self._socket.close()
-            raise errors.SourceGone(
-                f"The NBD server at {path} cannot be reached: {error.strerror or error}.",
-                "See whether the VM stopped, or the transfer ended.",
-            ) from None
+            message = f"The NBD server at {path} cannot be reached: {error.strerror or error}."
+            if isinstance(error, PermissionError):
+                raise errors.TicketRefused(
+                    message,
+                    "See whether the agent's user is in the groups of that socket (kvm, qemu, ovirtimg), and whether "
+                    "SELinux denies it (ausearch -m avc).",
+                ) from None
+            raise errors.SourceGone(message, "See whether the VM stopped, or the transfer ended.") from None
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:

@@ -47,3 +47,9 @@ def test_a_class_outside_the_table_has_the_code_of_the_one_above() -> None:
 
 def test_grpcs_own_codes_are_nobodys_error() -> None:
     assert status.error_from(grpc.StatusCode.UNAVAILABLE.value[0], "connection refused", {}) is None
+
+
+@pytest.mark.parametrize("code", sorted(status.CODES.values()))
+def test_a_status_without_our_hint_is_grpcs_own(code: int) -> None:
+    assert status.error_from(code, "Received message larger than max", {"other": "x"}) is None
+    assert status.error_from(code, "No hint.", {status.HINT_KEY: ""}) is not None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -194,6 +196,29 @@ def test_a_server_that_vanishes(tmp_path: Path) -> None:
     connection.close()  # is allowed
     with pytest.raises(errors.SourceGone, match="cannot be reached: No such file"):
         nbd.Connection(address)
+
+
+@pytest.mark.parametrize(
+    ("number", "cls"),
+    [
+        (errno.EACCES, errors.TicketRefused),
+        (errno.EPERM, errors.TicketRefused),
+        (errno.ECONNREFUSED, errors.SourceGone),
+        (errno.ECONNRESET, errors.SourceGone),
+    ],
+)
+def test_a_socket_that_cannot_be_connected(
+    monkeypatch: pytest.MonkeyPatch, number: int, cls: type[errors.Error]
+) -> None:
+    """The kernel's answers; root, who runs the tests, is never denied a socket by its mode."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    with pytest.raises(cls, match=os.strerror(number)) as caught:
+        nbd.Connection(Address("/run/vdsm/backup/x", "sda"))
+    assert ("SELinux" in caught.value.hint) == (cls is errors.TicketRefused)
 
 
 def test_an_export_that_is_not_there(image: Path, tmp_path: Path) -> None:

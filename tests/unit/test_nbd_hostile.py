@@ -65,7 +65,6 @@ AFTER_GREETING = server.greeting() + server.ack(STRUCTURED_REPLY)
         pytest.param(server.greeting() + bytes(20), id="no reply magic"),
         pytest.param(server.greeting() + server.ack(GO), id="reply to another option"),
         pytest.param(server.greeting() + server.reply(STRUCTURED_REPLY, 1, b"x"), id="ACK with payload"),
-        pytest.param(server.greeting() + server.reply(STRUCTURED_REPLY, 1 << 31 | 1), id="no structured replies"),
         pytest.param(server.greeting() + server.reply(STRUCTURED_REPLY, 99), id="unknown reply"),
         pytest.param(AFTER_GREETING + server.ack(SET), id="no context"),
         pytest.param(AFTER_GREETING + server.context(SET, 1, "x:y") + server.ack(SET), id="another context"),
@@ -84,6 +83,11 @@ AFTER_GREETING = server.greeting() + server.ack(STRUCTURED_REPLY)
 def test_a_handshake_that_makes_no_sense(tmp_path: Path, script: bytes) -> None:
     with pytest.raises(errors.ProtocolError):
         connect(tmp_path, script)
+
+
+def test_a_server_without_structured_replies_is_left_to_another_transport(tmp_path: Path) -> None:
+    with pytest.raises(errors.TicketRefused, match="not supported"):
+        connect(tmp_path, server.greeting() + server.reply(STRUCTURED_REPLY, 1 << 31 | 1))
 
 
 @pytest.mark.parametrize(
