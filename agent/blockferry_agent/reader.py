@@ -24,6 +24,9 @@ from blockferry_agent.units import MiB
 MAX_AHEAD = 8 * MiB
 """Bytes of blocks between the disk and the receiver, when windows are large; there are never fewer than two blocks."""
 
+_IN_TRANSIT = 3
+"""Copies of the block that the receiver has in hand: gRPC's message, the same in bytes, and what it has yet to send."""
+
 
 def read(open_source: Callable[[], Source], request: ReadRequest, workers: int) -> Reading:
     """
@@ -33,6 +36,17 @@ def read(open_source: Callable[[], Source], request: ReadRequest, workers: int) 
     workers: threads that read, 1 or more.
     """
     return Reading(open_source, request, workers)
+
+
+def memory(workers: int, window: int) -> int:
+    """Return the bytes that a reading needs at most, with what its receiver makes of the block that it has in hand."""
+    ahead = _max_taken(workers, window)
+    return (min(workers, ahead) + ahead + _IN_TRANSIT) * window
+
+
+def _max_taken(workers: int, window: int) -> int:
+    """Return how many blocks may be between the disk and the receiver."""
+    return max(2, min(workers + 2, MAX_AHEAD // window))
 
 
 class Reading:
@@ -55,7 +69,7 @@ class Reading:
         self._changed = threading.Condition()  # guards all below
         self._threads: list[threading.Thread] = []
         self._running = 0
-        self._max_taken = max(2, min(workers + 2, MAX_AHEAD // request.window))
+        self._max_taken = _max_taken(workers, request.window)
         self._workers = min(workers, self._max_taken)
         self._taken = 0
         self._handed_out = 0
@@ -109,12 +123,10 @@ class Reading:
     def _start(self) -> None:
         with self._changed:
             self._raise_if_ended()
-            self._threads = [
-                threading.Thread(target=self._work, name=f"reader-{number}", daemon=True)
-                for number in range(self._workers)
-            ]
-            for thread in self._threads:
-                thread.start()
+            for number in range(self._workers):
+                thread = threading.Thread(target=self._work, name=f"reader-{number}", daemon=True)
+                thread.start()  # fails when the host has no more threads; `close` joins those that started
+                self._threads.append(thread)
                 self._running += 1
 
     def _next(self) -> Block | None:

@@ -109,7 +109,12 @@ class Service(agent_pb2_grpc.AgentServicer):
     def ListExtents(  # noqa: N802 -- the contract's name
         self, request: agent_pb2.ListExtentsRequest, context: grpc.ServicerContext
     ) -> Iterator[agent_pb2.ListExtentsReply]:
-        with _border(context, f"list extents {_label(request)}"), self._reading(request.ticket, connections=1) as disk:
+        with (
+            _border(context, f"list extents {_label(request)}"),
+            # A page of extents takes less memory than the smallest window.
+            self._gate.read(1, blocks.MIN_WINDOW),
+            self._disk(request.ticket, connections=1) as disk,
+        ):
             length = _length(request.start, request.length, disk.ticket.size)
             with contextlib.closing(disk.connect(request.incremental)) as connection:
                 yield from _pages(connection.extents(request.start, length, request.incremental))
@@ -119,9 +124,12 @@ class Service(agent_pb2_grpc.AgentServicer):
     ) -> Iterator[agent_pb2.ReadBlocksReply]:
         with _border(context, f"read {_label(request)}"):
             started = time.monotonic()
-            with self._reading(request.ticket, connections=self._workers + 1) as disk:
+            with (
+                self._gate.read(self._workers, _window(request)) as workers,
+                self._disk(request.ticket, connections=workers + 1) as disk,
+            ):
                 wanted = _read_request(request, disk.ticket.size)
-                with reader.read(lambda: disk.connect(request.incremental), wanted, self._workers) as reading:
+                with reader.read(lambda: disk.connect(request.incremental), wanted, workers) as reading:
                     if not context.add_callback(reading.stop):
                         return  # the caller is gone already
                     for block in reading:
@@ -129,11 +137,6 @@ class Service(agent_pb2_grpc.AgentServicer):
             # All is given back before the last message, so whoever has that may read on at once.
             _log_reading(disk.ticket, wanted, reading.summary, time.monotonic() - started)
             yield agent_pb2.ReadBlocksReply(summary=_summary(reading.summary))
-
-    @contextlib.contextmanager
-    def _reading(self, message: agent_pb2.Ticket, connections: int) -> Iterator[_Disk]:
-        with self._gate.read(), self._disk(message, connections) as disk:
-            yield disk
 
     @contextlib.contextmanager
     def _disk(self, message: agent_pb2.Ticket, connections: int) -> Iterator[_Disk]:
@@ -197,12 +200,17 @@ def _length(start: int, length: int, size: int) -> int:
     return length or size - start
 
 
-def _read_request(message: agent_pb2.ReadBlocksRequest, size: int) -> ReadRequest:
+def _window(message: agent_pb2.ReadBlocksRequest) -> int:
     window = message.window_bytes
     if window & (window - 1) or not blocks.MIN_WINDOW <= window <= blocks.MAX_WINDOW:
         raise errors.InvalidRequest(
             f"window_bytes must be a power of two from {blocks.MIN_WINDOW} to {blocks.MAX_WINDOW}, not {window}."
         )
+    return window
+
+
+def _read_request(message: agent_pb2.ReadBlocksRequest, size: int) -> ReadRequest:
+    window = _window(message)
     _check_listed("whole_windows", message.whole_windows)
     if any(start % window for start in message.whole_windows):
         raise errors.InvalidRequest("whole_windows must be multiples of window_bytes.")

@@ -16,7 +16,7 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from blockferry.deploy import pki
-from blockferry_agent import __version__, digest, errors, nbd, status
+from blockferry_agent import __version__, digest, errors, imageio, nbd, status
 from blockferry_agent.gate import Gate
 from blockferry_agent.keepalive import KeepAlive
 from blockferry_agent.nbd import Address
@@ -260,6 +260,11 @@ def test_tickets_that_do_not_allow_it(
         assert ticket.ticket_id not in str(error)
 
 
+def test_a_ticket_in_a_form_that_is_not_known_is_left_to_another_transport() -> None:
+    with pytest.raises(errors.TicketRefused, match="does not know"):
+        imageio._checked(ABSENT, ABSENT, b'{"transfer_id": 7}')
+
+
 def test_a_ticket_of_another_transfer(stub: Stub, host: Host, disk: Address) -> None:
     ticket = host.ticket(disk, SIZE)
     ticket.transfer_id = ABSENT
@@ -288,15 +293,25 @@ def test_a_disk_that_cannot_be_read(stub: Stub, host: Host) -> None:
 
 
 def test_more_reads_than_allowed(host: Host, plain: Address, disk: Address) -> None:
+    """One is read, one waits in line, the third is refused."""
     with host.serving(max_reads=1) as address, host.client(address) as stub:
         request = agent_pb2.ReadBlocksRequest(ticket=host.ticket(plain, 64 * MiB), window_bytes=WINDOW)
         call = stub.ReadBlocks(request, timeout=20)
         next(call)
-        assert type(refusal(lambda: read(stub, host.ticket(disk, SIZE)))) is errors.Busy
+        others = [
+            stub.ReadBlocks(
+                agent_pb2.ReadBlocksRequest(ticket=host.ticket(disk, SIZE), window_bytes=WINDOW), timeout=20
+            )
+            for _ in range(2)
+        ]
+        wait_until(lambda: any(other.done() for other in others))
+        (refused,) = (other for other in others if other.done())
+        (waiting,) = (other for other in others if other is not refused)
+        assert type(refusal(lambda: refused)) is errors.Busy
         assert stub.Describe(agent_pb2.DescribeRequest(), timeout=5).active_reads == 1
         call.cancel()
+        assert list(waiting)[-1].summary.dirty_bytes == SIZE
         wait_until(lambda: stub.Describe(agent_pb2.DescribeRequest(), timeout=5).active_reads == 0)
-        read(stub, host.ticket(disk, SIZE))
 
 
 def test_a_client_that_goes_away_frees_the_disk(stub: Stub, host: Host, plain: Address) -> None:

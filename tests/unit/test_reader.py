@@ -148,6 +148,23 @@ def test_an_error_while_connecting_is_raised() -> None:
     assert not is_reading()
 
 
+def test_a_host_without_threads_is_the_error_that_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        if is_reading():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    disk = Disk("ABCD" * 100)
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    reading = iter(reader.read(disk.open, request(disk.disk), WORKERS))
+    with pytest.raises(RuntimeError, match="new thread"):
+        next(reading)
+    assert not is_reading()
+    assert disk.closed == disk.opened
+
+
 def test_dropping_the_iterator_stops_the_workers() -> None:
     disk = Disk("ABCD" * 10000)
     blocks = iter(reader.read(disk.open, request(disk.disk), WORKERS))
