@@ -35,7 +35,7 @@ def main() -> int:
     logging.basicConfig(
         handlers=[handler], level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    _limit_malloc_arenas()
+    _limit_malloc()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -63,14 +63,19 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         return stream
 
 
-def _limit_malloc_arenas() -> None:
+def _limit_malloc() -> None:
     """
-    Keep glibc from giving every thread a heap of its own, each of which holds on to the blocks that passed through it.
+    Keep glibc from holding on to the blocks that passed through it.
 
-    Measured with four disks read at once: 115 MiB resident at the most instead of 133, at the same speed.
+    Not every thread has a heap of its own: measured with four disks read at once, 115 MiB resident at the most instead
+    of 133, at the same speed. And blocks of large windows always go back to the kernel, which glibc stops after the
+    first one: 123 MiB instead of 194 with windows of 8 MiB. Those of 1 MiB stay on the heap, which is faster.
     """
-    m_arena_max = -8  # malloc.h
-    ctypes.CDLL(None).mallopt(m_arena_max, 2)
+    mallopt = ctypes.CDLL(None).mallopt
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # malloc.h
+    mallopt(m_arena_max, 2)
+    mallopt(m_mmap_threshold, 2 * MiB)
+    mallopt(m_trim_threshold, 16 * MiB)
 
 
 if __name__ == "__main__":

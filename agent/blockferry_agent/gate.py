@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 6
 MEMORY = 64 * MiB
 """
 Bytes for all readings together. The agent has 40 MiB without them, malloc adds up to a half for its gaps, and the
-agent may have 150 MiB. One reading with the largest window and all its workers takes 56 MiB.
+agent may have 150 MiB. One reading with the largest window takes all of it, for a single worker.
 """
 
 LINE_PATIENCE = 30.0

@@ -24,8 +24,8 @@ from blockferry_agent.units import MiB
 MAX_AHEAD = 8 * MiB
 """Bytes of blocks between the disk and the receiver, when windows are large; there are never fewer than two blocks."""
 
-_IN_TRANSIT = 3
-"""Copies of the block that the receiver has in hand: gRPC's message, the same in bytes, and what it has yet to send."""
+_IN_TRANSIT = 5
+"""Copies of the block that the receiver has in hand: as messages, as their bytes, and what gRPC has yet to send."""
 
 
 def read(open_source: Callable[[], Source], request: ReadRequest, workers: int) -> Reading:
