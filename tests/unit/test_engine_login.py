@@ -95,6 +95,21 @@ def test_certificate_of_another_name(authority: trustme.CA, ca_file: Path) -> No
     assert "IP address mismatch" in message
 
 
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_that_stops_in_the_middle(
+    authority: trustme.CA, ca_file: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stall(answer: Answer) -> None:
+        answer.send_response(status)
+        answer.send_header("Content-Length", "10")
+        answer.end_headers()
+        answer.rfile.read()  # until the client gives up
+
+    monkeypatch.setattr(Answer, "do_POST", stall)
+    with server(authority, status, "application/json", b"") as url:
+        assert "did not answer within 0.2 s" in refused(url, ca_file, errors.EngineUnreachable, timeout=0.2)
+
+
 @pytest.mark.parametrize("body", [b"<html>Welcome</html>", b'"hello"', b"[]"])
 def test_not_an_engine(authority: trustme.CA, ca_file: Path, body: bytes) -> None:
     with server(authority, 200, "text/html", body) as url:

@@ -27,9 +27,10 @@ def version(session: Session) -> str:
         api = session.call("tell its version", lambda api: api.get())
     except errors.NotFound as error:
         raise faults.not_an_engine(session.place, "there is no API") from error
-    if api.product_info is None:
+    product = api.product_info
+    if product is None or product.version is None or not product.version.full_version:
         raise faults.not_an_engine(session.place, "it does not tell its version")
-    return str(api.product_info.version.full_version)
+    return str(product.version.full_version)
 
 
 # VMs.

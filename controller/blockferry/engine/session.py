@@ -75,9 +75,7 @@ class Session:
             self._note(error)
             raise
         except Exception as error:
-            if type(error) is not Exception:
-                raise
-            # What the SDK's XML reader raises.
+            # The SDK's XML reader raises what it stumbles over: a number that is none, an element that is missing.
             raise faults.nonsense(self.place, task, str(error)) from error
         self._note(None)
         return answer

@@ -80,12 +80,7 @@ class Login:
             headers={"Accept": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=self._place.timeout, context=self._tls) as reply:  # noqa: S310
-                body = reply.read()
-        except urllib.error.HTTPError as refusal:
-            # A wrong password has status 400 and JSON.
-            with refusal:
-                body = refusal.read()
+            body = self._send(request)
         except OSError as error:
             raise faults.from_network(error, self._place) from error
         except http.client.HTTPException as error:
@@ -98,6 +93,15 @@ class Login:
         if not isinstance(answer, dict):
             raise faults.not_an_engine(self._place, "there is no single sign-on")
         return answer
+
+    def _send(self, request: urllib.request.Request) -> bytes:
+        """Return the body of the answer, whatever its status: a wrong password has status 400 and JSON."""
+        try:
+            reply = urllib.request.urlopen(request, timeout=self._place.timeout, context=self._tls)  # noqa: S310
+        except urllib.error.HTTPError as refusal:
+            reply = refusal
+        with reply:
+            return bytes(reply.read())
 
 
 def _trust(place: faults.Place) -> ssl.SSLContext:
