@@ -13,6 +13,7 @@ import pytest
 
 from blockferry import engine, errors
 from blockferry.engine import Connection, Deadlines, JournalEntry
+from tests.lab.errors import HostError
 from tests.lab.lab import Lab, MiB, NewDisk, Vm
 
 pytestmark = pytest.mark.lab
@@ -243,6 +244,25 @@ def test_hybrid_is_what_the_engine_does_by_default(connection: Connection, vm: V
     assert observer.is_clean(vm)
 
 
+def test_a_hybrid_snapshot_that_stays_is_named(
+    connection: Connection,
+    vm: Vm,
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(vm_id: str, disk_ids: list[str]) -> None:
+        raise HostError("no merge today")
+
+    assert back_up(connection, vm, mode="hybrid").mode == "hybrid"
+    assert not caplog.messages
+    monkeypatch.setattr(lab.host, "merge_snapshot", fail)
+    assert back_up(connection, vm, mode="hybrid").mode == "hybrid"
+    [message] = [record.getMessage() for record in caplog.records if record.name.startswith("blockferry")]
+    assert f"VM '{vm.name}'" in message
+    assert "delete the VM's snapshots named 'Auto-generated for Backup VM'" in message
+
+
 def test_live_of_a_stopped_vm_is_cold(connection: Connection, new_small_vm: Callable[..., Vm]) -> None:
     vm = new_small_vm(up=False)
     first = back_up(connection, vm)
@@ -311,10 +331,13 @@ def test_a_paused_vm_is_not_backed_up(connection: Connection, vm: Vm, lab: Lab, 
         back_up(connection, vm, mode=mode)
 
 
-def test_locks_that_pass_are_waited_for(connection: Connection, vm: Vm, lab: Lab) -> None:
+def test_locks_that_pass_are_waited_for(
+    connection: Connection, vm: Vm, lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     locked = "Cannot backup VM: The following disks are locked: x. Please try again in a few minutes."
-    lab.engine.faults.refuse(f"/vms/{vm.id}/backups", 409, locked)
+    lab.engine.faults.refuse(f"/vms/{vm.id}/backups", 409, locked, times=3)
     assert back_up(connection, vm).mode == "live"
+    assert sum("Waiting up to 20 s to start the backup" in message for message in caplog.messages) == 1
 
 
 def test_locks_that_do_not_pass_are_not(connect: Connect, vm: Vm, lab: Lab) -> None:

@@ -212,13 +212,13 @@ def test_an_engine_that_answers_too_late_starts_one_backup(
     assert phases(api, vm) == ["succeeded"]
 
 
-def test_an_engine_that_stays_away_is_given_up_once(lab: Lab, vm: Vm) -> None:
+def test_an_engine_that_stays_away_is_given_up_once(lab: Lab, vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing can be cleaned then; but nobody waits for each clean-up as long as for the first answer."""
     wire = Wire(int(lab.engine.url.split(":")[2].split("/")[0]))
     url = f"https://localhost:{wire.port}/ovirt-engine/api"
     deadlines = Deadlines(outage=3)
     with (
-        pytest.raises(errors.EngineUnreachable, match="Nothing listens at") as caught,
+        pytest.raises(errors.EngineUnreachable, match="Nothing listens at"),
         engine.connect(url, lab.username, lab.password, lab.ca, deadlines=deadlines) as connection,
     ):
         found = connection.find_vm(vm.name)
@@ -229,7 +229,7 @@ def test_an_engine_that_stays_away_is_given_up_once(lab: Lab, vm: Vm) -> None:
             wire.close()
             began = time.monotonic()
     assert 3 <= time.monotonic() - began < 6
-    assert caught.value.__notes__
+    assert any("Nothing listens at" in message for message in caplog.messages)
     with engine.connect(lab.engine.url, lab.username, lab.password, lab.ca, deadlines=DEADLINES) as connection:
         connection.abandon(vm.id, backup.id)
         assert backup.to_checkpoint_id in [point.id for point in connection.checkpoints(found)]

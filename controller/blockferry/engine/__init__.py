@@ -18,6 +18,7 @@ Modules, leaves first:
     sso         the token
     session     requests, from any thread
     events      the engine's own explanations
+    records     what the engine remembers of backups
     inventory   looking things up
     transfers   image transfers
     starting, ending, backups   a backup's life

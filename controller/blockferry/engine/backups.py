@@ -6,7 +6,7 @@ One backup of one VM, from its start to its sure end.
             ...
 
 Leaving a `with` block finalizes; leaving it with an exception, any exception, cancels the transfer or gives the backup
-up. What goes wrong while giving up is noted on the first error (add_note) and logged, never raised in its place.
+up. What goes wrong while giving up is logged, never raised in place of the first error.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Backup:
         try:
             yield self._wait_for_ticket(transfer_id, disk, correlation_id)
             transfers.finalize(self._session, transfer_id)
-        except BaseException as error:
-            with aside(error):
+        except BaseException:
+            with aside():
                 transfers.cancel(self._session, transfer_id)
             raise
         finally:
@@ -96,11 +96,21 @@ class Backup:
                 f" exist.{events.explanation(self._session, self._request.correlation_id)}",
                 "Run the backup again. If this was a live backup, see whether the VM stopped meanwhile.",
             )
+        self._name_left_snapshot()
 
     def give_up(self) -> None:
         """End a backup that is of no use any more."""
         self._cancel_open()
         ending.end(self._session, self.vm.id, self.id, deadline=self._session.deadlines.give_up)
+
+    def _name_left_snapshot(self) -> None:
+        """The engine calls a hybrid backup a success even when it could not merge its snapshot away."""
+        if self.mode == "hybrid" and events.tell_of(self._session, self._request.correlation_id, events.SNAPSHOT_LEFT):
+            log.warning(
+                "The backup of VM '%s' succeeded, but the engine may have left its snapshot behind: delete the VM's"
+                " snapshots named 'Auto-generated for Backup VM' in the engine, or its disks' chains grow.",
+                self.vm.name,
+            )
 
     def _check_vm(self) -> None:
         """A live backup lives in the VM's QEMU; the engine calls it ready even when that is gone."""
@@ -163,8 +173,8 @@ def run(session: Session, request: starting.Request, journal: Journal) -> Iterat
             to_checkpoint_id=record.to_checkpoint_id,
             disks=_disks(session, request, backup_id),
         )
-    except BaseException as error:
-        with aside(error):
+    except BaseException:
+        with aside():
             abandon(session, vm_id, backup_id, request.description)
         raise
     try:
@@ -172,8 +182,8 @@ def run(session: Session, request: starting.Request, journal: Journal) -> Iterat
         backup.finish()
     except ending.StillFinalizing:
         raise
-    except BaseException as error:
-        with aside(error):
+    except BaseException:
+        with aside():
             backup.give_up()
         raise
 
@@ -189,13 +199,12 @@ def abandon(session: Session, vm_id: str, backup_id: str | None, description: st
 
 
 @contextlib.contextmanager
-def aside(first: BaseException) -> Iterator[None]:
-    """Clean up after `first`: what goes wrong here is noted on it."""
+def aside() -> Iterator[None]:
+    """Clean up after an error, which stays the one that is raised: what goes wrong here is logged."""
     try:
         yield
     except errors.Error as second:
         log.warning("%s", second)
-        first.add_note(str(second))
 
 
 def _wait_ready(session: Session, request: starting.Request, backup_id: str) -> Any:

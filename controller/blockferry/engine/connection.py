@@ -87,10 +87,6 @@ class Connection:
         """
         inventory.delete_checkpoint(self._session, vm, checkpoint_id)
 
-    def host(self, host_id: str) -> Host:
-        """Return the host with this id. Raises NotFound."""
-        return inventory.host(self._session, host_id)
-
     def find_host(self, name: str) -> Host:
         """Return the host of this name, address or id. Raises NotFound (with the names of all), Ambiguous."""
         return inventory.find_host(self._session, name)

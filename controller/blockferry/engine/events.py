@@ -8,12 +8,16 @@ later.
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 from blockferry import errors
 from blockferry.engine.session import Session
 
 _BAD = ("error", "warning", "alert")
 _ENOUGH = 5
+
+# The engine's code for a hybrid backup that succeeded, but whose snapshot may still be there.
+SNAPSHOT_LEFT = 10813
 
 
 def new_correlation_id() -> str:
@@ -27,13 +31,26 @@ def explanation(session: Session, correlation_id: str) -> str:
 
     It goes behind a message, so it never raises: the failure that it explains is the news.
     """
-    try:
-        found = session.call(
-            "list events", lambda api: api.events_service().list(search=f"correlation_id={correlation_id}", max=100)
-        )
-    except errors.Error:
-        return ""
+    found = _of(session, correlation_id)
     bad = [event for event in found if event.severity is not None and event.severity.value in _BAD]
     bad.sort(key=lambda event: int(event.id))
     texts = list(dict.fromkeys(event.description.strip() for event in bad if event.description))
     return f" The engine says: {' '.join(texts[-_ENOUGH:])}" if texts else ""
+
+
+def tell_of(session: Session, correlation_id: str, code: int) -> bool:
+    """Return whether one action caused an event of this code; False too when the engine does not answer."""
+    return any(event.code == code for event in _of(session, correlation_id))
+
+
+def _of(session: Session, correlation_id: str) -> list[Any]:
+    """Return the events of one action; none when the engine does not answer."""
+    try:
+        return list(
+            session.call(
+                "list events",
+                lambda api: api.events_service().list(search=f"correlation_id={correlation_id}", max=100),
+            )
+        )
+    except errors.Error:
+        return []

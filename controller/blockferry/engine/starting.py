@@ -85,7 +85,9 @@ def start(session: Session, request: Request) -> tuple[str, str]:
     CheckpointUnusable when the base is refused, EngineError for other refusals.
     """
     last: errors.Error | None = None
-    for _ in polling.ticks(session.deadlines.conflict):
+    for tried, _ in enumerate(polling.ticks(session.deadlines.conflict)):
+        if tried == 1 and last is not None:
+            log.warning("Waiting up to %g s to start the backup: %s", session.deadlines.conflict, last.message)
         status = inventory.vm_status(session, request.vm)
         if status in _PASSING_STATUSES:
             last = _unfit(request.vm, status)
@@ -99,7 +101,6 @@ def start(session: Session, request: Request) -> tuple[str, str]:
                 return own, status  # the engine had worked on the first of two requests
             _give_way(session, request.vm, conflict)
             last = conflict
-            log.info("Waiting to back up VM '%s': %s", request.vm.name, conflict.detail)
         except faults.Refused as refusal:
             raise _explained(request, refusal) from refusal
     assert last is not None

@@ -175,4 +175,9 @@ def ticket_id(transfer_url: str) -> str:
     try:
         return str(uuid.UUID(last))
     except ValueError:
-        raise errors.EngineError(f"The transfer URL {transfer_url} of the engine does not end in a ticket.") from None
+        # Who knows the ticket may read the disk, so the message has no more of the URL than the host.
+        host = transfer_url.partition("//")[2].partition("/")[0]
+        raise errors.EngineError(
+            f"The transfer URL that the engine gave for host '{host}' does not end in a ticket.",
+            "See the engine's log, /var/log/ovirt-engine/engine.log.",
+        ) from None
