@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from blockferry import deploy, engine
+from blockferry import deploy, engine, errors
 from blockferry.config import Config
 from blockferry.deploy import bundle
 from blockferry.repository import Repository
@@ -20,13 +20,22 @@ from blockferry.transport.imageio import ImageioTransport
 class Site:
     """
     One configuration's engine, repository, transports and agents.
-
-    state: directory of the controller's own state.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.state: Path = config.state
+
+    @functools.cached_property
+    def state(self) -> Path:
+        """The directory of the controller's own state, made when it is missing. Raises ConfigError."""
+        try:
+            self.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.ConfigError(
+                f"The state directory {self.config.state} cannot be made: {error.strerror}.",
+                "Set state in the configuration.",
+            ) from None
+        return self.config.state
 
     def engine(self) -> AbstractContextManager[engine.Connection]:
         """Connect to the engine. Raises EngineUnreachable, EngineDenied, ConfigError."""

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import itertools
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from blockferry import errors
 from blockferry.transport.disk import Reading, Target
 from blockferry_agent import errors as agent_errors
 from blockferry_agent import reader
-from blockferry_agent.blocks import ReadRequest
+from blockferry_agent.blocks import Block, ReadRequest, Summary
 from blockferry_agent.source import Extent
 from blockferry_agent.units import MiB
 
@@ -94,7 +95,7 @@ class ImageioDisk:
 
     def read(self, request: ReadRequest) -> Reading:
         """See `disk.Disk.read`."""
-        return reader.read(self.connect, request, workers=WORKERS)
+        return ImageioReading(self, request)
 
     def close(self) -> None:
         """Nothing is held between readings."""
@@ -111,6 +112,42 @@ class ImageioDisk:
                 _check_complete(listed, self._target)
                 self._listings[context] = listed
             return self._listings[context]
+
+
+class ImageioReading:
+    """A reading (`disk.Reading`) that ends at once when it is closed, also while Image I/O does not answer."""
+
+    def __init__(self, disk: ImageioDisk, request: ReadRequest) -> None:
+        self._disk = disk
+        self._reading = reader.read(self._connect, request, workers=WORKERS)
+        self._lock = threading.Lock()
+        self._sources: list[ImageioSource] = []
+        self._closed = False
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self._reading)
+
+    @property
+    def summary(self) -> Summary:
+        """See `disk.Reading.summary`."""
+        return self._reading.summary
+
+    def close(self) -> None:
+        """See `disk.Reading.close`."""
+        self._reading.stop()
+        with self._lock:
+            self._closed = True
+            for source in self._sources:
+                source.hang_up()
+        self._reading.close()
+
+    def _connect(self) -> ImageioSource:
+        source = self._disk.connect()
+        with self._lock:
+            self._sources.append(source)
+            if self._closed:
+                source.hang_up()
+        return source
 
 
 class ImageioSource:
@@ -138,6 +175,12 @@ class ImageioSource:
         with _border(self._target):
             # Not `read`: it asks for the disk's size first, for which the client lists all extents on each connection.
             self._connection.write_to(_Sink(buffer), start, len(buffer))
+
+    def hang_up(self) -> None:
+        """Let what is under way fail at once. From any thread."""
+        # The client has no way to do this, and TLS's own shutdown is not for other threads.
+        with contextlib.suppress(OSError, ValueError, TypeError):  # closed already
+            socket.socket.shutdown(self._connection._backend._con.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -104,8 +104,19 @@ class Scene:
             valves = stack.enter_context(self._valves())
             process = self.operator.start(*config, "backup", self.vm.name, "--mode", "live", *options)
             held = stack.enter_context(Held(process, valves))
-            held.wait_until_shut()
+            held.wait_until(lambda: any(valve.is_shut for valve in valves))
             yield held
+
+    @contextlib.contextmanager
+    def stuck_backup(self, phase: str, *, before: str) -> Iterator[Held]:
+        """Start a backup that stays in phase `before`, because `phase` does not come until the block ends."""
+        self.lab.engine.faults.stick(phase)
+        try:
+            with Held(self.operator.start("backup", self.vm.name, "--mode", "live")) as held:
+                held.wait_until(lambda: [backup.phase.value for backup in self.open_backups()] == [before])
+                yield held
+        finally:
+            self.lab.engine.faults.release(phase)
 
     @contextlib.contextmanager
     def _valves(self) -> Iterator[list[Valve]]:
@@ -135,22 +146,20 @@ class Scene:
     def agent_pid(self) -> int:
         return int((self.lab.host.directory / "agent/run/agent.pid").read_text())
 
-    @property
-    def transfer_ids(self) -> list[str]:
-        """Of the transfers of the VM's disks that have not ended, the first disk's first."""
+    def open_backups(self) -> list[types.Backup]:
+        """The VM's backups in the engine that have not ended."""
+        backups = self.engine.vms_service().vm_service(self.vm.id).backups_service().list()
+        return [backup for backup in backups if backup.phase.value not in FINAL_PHASES]
+
+    def open_transfers(self) -> list[types.ImageTransfer]:
+        """The transfers of the VM's disks that have not ended, the first disk's first."""
         disks = [disk.id for disk in self.vm.disks]
         found = [
             transfer
             for transfer in self.engine.image_transfers_service().list()
             if transfer.image.id in disks and transfer.phase.value not in FINAL_PHASES
         ]
-        return [transfer.id for transfer in sorted(found, key=lambda transfer: disks.index(transfer.image.id))]
-
-    @property
-    def ticket_id(self) -> str:
-        """Of the open transfer of the first disk."""
-        transfer = self.engine.image_transfers_service().image_transfer_service(self.transfer_ids[0]).get()
-        return str(transfer.transfer_url.rpartition("/")[2])
+        return sorted(found, key=lambda transfer: disks.index(transfer.image.id))
 
     # What must be so afterwards.
 
@@ -177,11 +186,10 @@ class Scene:
 
     def assert_engine_is_clean(self) -> None:
         """No backup of the VM, no transfer and no lock of its disks is open in the engine."""
-        vm = self.engine.vms_service().vm_service(self.vm.id)
-        phases = [backup.phase.value for backup in vm.backups_service().list()]
-        assert set(phases) <= set(FINAL_PHASES), f"backups are open: {phases}"
-        assert not self.transfer_ids
-        statuses = [attachment.disk.status.value for attachment in vm.disk_attachments_service().list(follow="disk")]
+        for found in (*self.open_backups(), *self.open_transfers()):
+            raise AssertionError(f"{found.id} is open, a {type(found).__name__} in phase {found.phase}")
+        attachments = self.engine.vms_service().vm_service(self.vm.id).disk_attachments_service().list(follow="disk")
+        statuses = [attachment.disk.status.value for attachment in attachments]
         assert set(statuses) == {"ok"}, f"disks are locked: {statuses}"
 
     def assert_starts_and_stops(self) -> None:
@@ -221,18 +229,24 @@ class Scene:
 
 class Held:
     """
-    A backup that waits in the middle of a disk.
+    A backup that waits in the middle of a disk, or for the engine.
 
     process: of the command.
     """
 
-    def __init__(self, process: subprocess.Popen[str], valves: list[Valve]) -> None:
+    def __init__(self, process: subprocess.Popen[str], valves: Sequence[Valve] = ()) -> None:
         self.process = process
         self._valves = valves
 
-    def wait_until_shut(self) -> None:
-        """Wait until a reader of the first disk waits for data."""
-        processes.wait_for("reading of the first disk", self._is_shut, 60)
+    def wait_until(self, held: Callable[[], bool]) -> None:
+        """Wait until it has come so far."""
+
+        def alive_and_held() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the backup ended before it was held: {self.process.communicate()}")
+            return held()
+
+        processes.wait_for("holding of the backup", alive_and_held, 60)
 
     def open(self) -> None:
         """Let the data flow again."""
@@ -251,11 +265,6 @@ class Held:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
-
-    def _is_shut(self) -> bool:
-        if self.process.poll() is not None:
-            raise AssertionError(f"the backup ended before it was held: {self.process.communicate()}")
-        return any(valve.is_shut for valve in self._valves)
 
 
 def _toml(document: dict[str, Any]) -> str:

@@ -97,7 +97,7 @@ def test_agent_hangs_in_mid_disk(without_agent: Scene) -> None:
 def test_transfer_is_cancelled_in_mid_disk(scene: Scene) -> None:
     """The engine stops the disk's server then."""
     with scene.held_backup() as held:
-        scene.engine.image_transfers_service().image_transfer_service(scene.transfer_ids[0]).cancel()
+        scene.engine.image_transfers_service().image_transfer_service(scene.open_transfers()[0].id).cancel()
         result = held.end()
     scene.assert_survived(result, 7, f"Disk {scene.vm.name}_Disk1: .*NBD server", "transfer ended")
 
@@ -105,7 +105,7 @@ def test_transfer_is_cancelled_in_mid_disk(scene: Scene) -> None:
 def test_ticket_is_cancelled_in_mid_disk(scene: Scene) -> None:
     """Image I/O forgets it when nobody uses it any more, and lets nobody use it until then."""
     with scene.held_backup("--transport", "imageio") as held:
-        ticket_id = scene.ticket_id
+        ticket_id = scene.open_transfers()[0].transfer_url.rpartition("/")[2]
         removal = threading.Thread(target=scene.lab.host.remove_ticket, args=(ticket_id,))
         removal.start()
         processes.wait_for("cancelling of the ticket", lambda: is_cancelled(scene.lab.host, ticket_id))
