@@ -226,3 +226,19 @@ def test_power_takes_only_what_was_not_committed() -> None:
         assert store.objects["m"] == b"manifest"
         assert store.objects.get("a") in (None, b"before")
         store.lose_power(random.Random(seed))
+
+
+def test_nothing_is_written_where_another_directory_is_mounted(tmp_path: Path) -> None:
+    path = tmp_path / "repository"
+    store = stores.create(str(path))
+    with store.batch() as batch:
+        store.put("chunks/aa/aa", b"chunk")
+        path.rename(tmp_path / "away")
+        for mount_point in (None, path):
+            if mount_point is not None:
+                mount_point.mkdir()
+            with pytest.raises(errors.RepositoryError, match=r"went away.*Mount it again"):
+                store.put("chunks/bb/bb", b"chunk")
+            with pytest.raises(errors.RepositoryError, match=r"went away.*Mount it again"):
+                batch.commit("vms/vm/point/manifest.json", b"manifest")
+    assert [found for found in path.rglob("*") if found.is_file()] == []

@@ -104,6 +104,7 @@ class LocalDirectory:
         self.url = str(path)
         self._path = path
         with _our_errors(f"The directory {path} cannot be opened"):
+            self._identity = path.stat()
             self._store = LocalStore(path, automatic_cleanup=True)
 
     def get(self, name: str, limit: int) -> bytes:
@@ -129,6 +130,7 @@ class LocalDirectory:
 
     def put(self, name: str, data: bytes) -> None:
         """See `Store.put`."""
+        _check_still_there(self._path, self._identity)
         with _our_errors(f"{self.url}/{name} cannot be written"):
             self._store.put(name, data, use_multipart=False)
 
@@ -153,7 +155,7 @@ class LocalDirectory:
         with _our_errors(f"The directory {self.url} cannot be opened"):
             directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            yield LocalBatch(self._path, directory)
+            yield LocalBatch(self._path, self._identity, directory)
         finally:
             os.close(directory)
 
@@ -166,11 +168,12 @@ class LocalBatch:
     each of many thousand files. Since Linux 5.8 it also reports what could not be written, but only what failed after
     its file descriptor was opened: hence a batch has a beginning, and each its own descriptor.
 
-    path: the store's directory.  directory: descriptor of it; stays the caller's.
+    path, identity: the store's directory.  directory: descriptor of it; stays the caller's.
     """
 
-    def __init__(self, path: Path, directory: int) -> None:
+    def __init__(self, path: Path, identity: os.stat_result, directory: int) -> None:
         self._path = path
+        self._identity = identity
         self._directory = directory
 
     def commit(self, name: str, data: bytes) -> None:
@@ -178,6 +181,7 @@ class LocalBatch:
         path = self._path / name
         # LocalStore names its own unfinished files like this, and does not list them.
         unfinished = path.with_name(path.name + "#0")
+        _check_still_there(self._path, self._identity)
         with _our_errors(f"{path} cannot be written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             _syncfs(self._directory)
@@ -191,6 +195,22 @@ class LocalBatch:
                 unfinished.unlink(missing_ok=True)
                 raise
             _fsync_directory(path.parent)
+
+
+def _check_still_there(path: Path, identity: os.stat_result) -> None:
+    """
+    Raise RepositoryError unless the directory is the one that was opened.
+
+    When its file system was unmounted, an empty directory is in its place: LocalStore would make what it misses there.
+    """
+    try:
+        there = os.path.samestat(path.stat(), identity)
+    except OSError:
+        there = False
+    if not there:
+        raise errors.RepositoryError(
+            f"The repository {path} went away while it was used.", "Mount it again, then run this again."
+        )
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
