@@ -99,9 +99,11 @@ class Backup:
         self._name_left_snapshot()
 
     def give_up(self) -> None:
-        """End a backup that is of no use any more."""
+        """End a backup that is of no use any more; once the engine finalizes it, it does not need us for that."""
         self._cancel_open()
-        ending.end(self._session, self.vm.id, self.id, deadline=self._session.deadlines.give_up)
+        deadlines = self._session.deadlines
+        with contextlib.suppress(ending.StillFinalizing):
+            ending.end(self._session, self.vm.id, self.id, deadline=deadlines.give_up, linger=deadlines.linger)
 
     def _name_left_snapshot(self) -> None:
         """The engine calls a hybrid backup a success even when it could not merge its snapshot away."""

@@ -5,6 +5,8 @@ Ending a backup, whatever became of it. There is no cancel: finalize is also the
 from __future__ import annotations
 
 import logging
+import math
+import time
 from typing import Any, Literal
 
 from blockferry import errors
@@ -22,15 +24,26 @@ class StillFinalizing(errors.EngineError):
 Outcome = Literal["succeeded", "failed", "gone"]
 
 
-def end(session: Session, vm_id: str, backup_id: str, *, deadline: float, correlation_id: str | None = None) -> Outcome:
+def end(
+    session: Session,
+    vm_id: str,
+    backup_id: str,
+    *,
+    deadline: float,
+    linger: float = math.inf,
+    correlation_id: str | None = None,
+) -> Outcome:
     """
     Finalize a backup and wait until it has ended.
 
     Asks again as long as the engine does not go on to finalize: it may have been away, or a transfer was still ending.
-    Transfers that nobody ended are cancelled. deadline: seconds. Raises StillFinalizing or
-    another EngineError when it is too late.
+    Transfers that nobody ended are cancelled.
+
+    deadline: seconds for all of it.  linger: seconds to look on while the engine finalizes.
+    Raises StillFinalizing or another EngineError when it is too late.
     """
     phase = ""
+    asked = began = time.monotonic()
     for _ in polling.ticks(deadline):
         try:
             phase = _phase_of(session, vm_id, backup_id)
@@ -40,9 +53,12 @@ def end(session: Session, vm_id: str, backup_id: str, *, deadline: float, correl
             return "succeeded" if phase == "succeeded" else "failed"
         if phase != "finalizing":
             _ask_to_finalize(session, vm_id, backup_id, correlation_id)
+            asked = time.monotonic()
+        elif time.monotonic() - asked > linger:
+            break
     if phase == "finalizing":
         raise StillFinalizing(
-            f"Backup {backup_id} is still being finalized after {deadline:g} s.",
+            f"Backup {backup_id} is still being finalized after {time.monotonic() - began:.0f} s.",
             "The engine goes on by itself: see the VM's events. The next backup waits for it.",
         )
     raise errors.EngineError(

@@ -23,7 +23,8 @@ class Deadlines:
     transfer: from the start of a transfer until its ticket can be used.
     transfer_end: for a transfer to end; Image I/O alone may wait 60 s for a connection that still reads.
     finalize: for a backup to end; hybrid merges its snapshot, which takes as long as the guest wrote much.
-    give_up: the same after a failure, when nobody needs the outcome: the engine goes on by itself.
+    give_up: the same after a failure, when nobody needs the outcome.
+    linger: to see then whether the engine is done with it soon; it goes on by itself.
     outage: how long the engine may be away (a restart takes a minute or two) once a backup runs.
     ovf: for a VM's configuration to be readable.
     checkpoint: for a checkpoint to be removed.
@@ -35,6 +36,7 @@ class Deadlines:
     transfer_end: float = 180
     finalize: float = 3600
     give_up: float = 300
+    linger: float = 10
     outage: float = 300
     ovf: float = 30
     checkpoint: float = 300
