@@ -38,7 +38,7 @@ def test_killed_before_the_backup_is_ready(scene: Scene) -> None:
     scene.assert_went_on(result)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_mid_disk(scene: Scene, number: signal.Signals) -> None:
     with scene.held_backup() as held:
         held.process.send_signal(number)
