@@ -75,9 +75,10 @@ def test_agent_that_hangs(without_agent: Scene) -> None:
     scene.assert_says(result, 0, "goes through imageio. grpc: The agent at .* did not answer in time")
 
 
-def test_agent_is_killed_in_mid_disk(without_agent: Scene) -> None:
+@pytest.mark.parametrize("mode", ["live", "hybrid"])
+def test_agent_is_killed_in_mid_disk(without_agent: Scene, mode: str) -> None:
     scene = without_agent
-    with scene.held_backup() as held:
+    with scene.held_backup("--mode", mode) as held:
         kill(scene.agent_pid)
         result = held.end()
     scene.assert_survived(result, 7, "The agent at .* does not answer", "agent status")
@@ -156,6 +157,18 @@ def test_vm_stops_in_mid_disk(scene: Scene, transport: str, end: Callable[[Host,
         result = held.end()
     says = {"grpc": "See whether the VM stopped", "imageio": "Image I/O on host host1 answered 500"}[transport]
     scene.assert_survived(result, 7, f"Disk {scene.vm.name}_Disk1: .*{says}", next_read=next_read)
+
+
+def test_vm_stops_in_mid_disk_of_a_hybrid_backup(scene: Scene) -> None:
+    """The backup is of a snapshot, which needs no VM."""
+    scene.write()
+    scene.lab.host.start_vm(scene.vm.id)
+    with scene.held_backup("--mode", "hybrid", "--json") as held:
+        scene.lab.host.destroy_vm(scene.vm.id)
+        held.open()
+        result = held.end()
+    scene.assert_went_on(result)
+    assert result.document["mode"] == "hybrid"
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ BEFORE_READY = "initializing"
 # Killed and interrupted.
 
 
-def test_killed_in_mid_disk(scene: Scene) -> None:
-    with scene.held_backup() as held:
+@pytest.mark.parametrize("mode", ["live", "hybrid"])
+def test_killed_in_mid_disk(scene: Scene, mode: str) -> None:
+    with scene.held_backup("--mode", mode) as held:
         held.process.kill()
         assert held.end().status == -signal.SIGKILL
     assert scene.open_transfers(), "nothing was left open, so nothing is tested"
