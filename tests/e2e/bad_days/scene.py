@@ -31,7 +31,7 @@ WRITTEN = 8 * MiB
 PASSED = 3 * MiB
 
 # Seconds within which a command ends that has only to say no, or to clean up in an engine that answers.
-SOON = 40
+SOON = 120
 
 FINAL_PHASES = ("succeeded", "failed", "finished_success", "finished_failure", "finished_cleanup")
 

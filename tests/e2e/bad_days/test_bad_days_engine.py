@@ -83,12 +83,16 @@ def test_vm_that_is_not_there(scene: Scene) -> None:
 
 
 def test_two_vms_of_one_name(scene: Scene) -> None:
-    twins = [scene.lab.new_vm("twin", disks=(NewDisk(1 * MiB, ext4=False),), start=False) for _ in range(2)]
+    twins = [
+        scene.lab.new_vm("twin-of-a-bad-day", disks=(NewDisk(1 * MiB, ext4=False),), start=False) for _ in range(2)
+    ]
     try:
-        result = scene.backup(vm="twin")
-        scene.assert_survived(result, 5, *(vm.id for vm in twins), "2 VMs of the name 'twin'", "Give the id")
+        result = scene.backup(vm="twin-of-a-bad-day")
+        scene.assert_survived(
+            result, 5, *(vm.id for vm in twins), "2 VMs of the name 'twin-of-a-bad-day'", "Give the id"
+        )
         scene.operator.do("backup", twins[0].id)
-        assert {point["vm"]["id"] for point in scene.operator.do("list", "twin")} == {twins[0].id}
+        assert {point["vm"]["id"] for point in scene.operator.do("list", "twin-of-a-bad-day")} == {twins[0].id}
     finally:
         for vm in twins:
             scene.lab.host.remove_vm(vm.id)
