@@ -1,8 +1,7 @@
 # Every target first makes sure that what it needs is installed (tests/setup says what, and why it cannot).
 PYTHON := .venv/bin/python
-# Two at a time, for two cores; each process has a lab of its own, brought up by the first test that asks for it. What
-# fails is run once more, and named as such: a guest that boots without KVM on a busy machine may miss a deadline.
-PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --reruns 1
+# Two at a time, for two cores; each process has a lab of its own, brought up by the first test that asks for it.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile
 
 .PHONY: setup demo test unit lint lab-up lab-status lab-down proto
 
