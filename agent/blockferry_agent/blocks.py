@@ -56,13 +56,25 @@ class Summary(NamedTuple):
     What a finished reading covered. All but `blocks` are bytes.
 
     blocks: blocks that were yielded.  dirty: extents reported as dirty (everything, in a full read).
-    read: read from the disk.  moved: content of DATA blocks.
+    read: read from the disk.  moved: content of DATA blocks, before compression.
+    stalled: seconds for which the reader could have read on, but waited for the receiver.
     """
 
     blocks: int
     dirty: int
     read: int
     moved: int
+    stalled: float = 0.0
+
+    def plus(self, other: Summary) -> Summary:
+        """Return what two readings covered together."""
+        return Summary(
+            self.blocks + other.blocks,
+            self.dirty + other.dirty,
+            self.read + other.read,
+            self.moved + other.moved,
+            self.stalled + other.stalled,
+        )
 
 
 class ReadRequest(NamedTuple):
@@ -75,6 +87,8 @@ class ReadRequest(NamedTuple):
     whole_windows: starts of windows that are read whole when any part of them is dirty.
     known: blocks that the caller has, as {(start, length): XXH3-128 digest}; a block read at the same place with the
     same digest is yielded as SAME.
+    compress: compress the data of blocks that get smaller by it.
+    bytes_per_second: read no faster; 0 means without this limit.
     """
 
     start: int
@@ -83,6 +97,8 @@ class ReadRequest(NamedTuple):
     window: int
     whole_windows: frozenset[int] = frozenset()
     known: dict[tuple[int, int], bytes] = {}  # noqa: RUF012 -- read only
+    compress: bool = False
+    bytes_per_second: int = 0
 
 
 class Range(NamedTuple):

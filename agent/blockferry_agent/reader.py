@@ -93,6 +93,11 @@ class Reading:
             self.close()
 
     @property
+    def finished(self) -> bool:
+        """Whether the last block was handed out."""
+        return self._summary is not None
+
+    @property
     def summary(self) -> Summary:
         """What was covered. Only after the last block."""
         assert self._summary is not None, "asked before the last block"

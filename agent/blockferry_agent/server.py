@@ -13,6 +13,7 @@ from typing import Callable
 import grpc
 
 from blockferry_agent.config import UNIX_PREFIX, Config, ConfigError, Tls
+from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
 from blockferry_agent.imageio import Imageio
 from blockferry_agent.keepalive import KeepAlive
@@ -48,16 +49,11 @@ def run(config: Config, wait: Callable[[], object]) -> None:
     """
     imageio = Imageio(config.control_socket, config.data_socket)
     gate = Gate(config.max_reads)
-    service = Service(
-        imageio,
-        KeepAlive(imageio.touch, config.keepalive_seconds),
-        gate,
-        config.nbd_directories,
-        config.workers,
-    )
+    keepalive = KeepAlive(imageio.touch, config.keepalive_seconds)
+    disks = Disks(imageio, keepalive, gate, config.nbd_directories, config.workers)
     threads = concurrent.futures.ThreadPoolExecutor(2 * config.max_reads + _SPARE_THREADS, thread_name_prefix="call")
     server = grpc.server(threads, options=_OPTIONS)
-    agent_pb2_grpc.add_AgentServicer_to_server(service, server)  # type: ignore[no-untyped-call]  # generated
+    agent_pb2_grpc.add_AgentServicer_to_server(Service(disks, gate), server)  # type: ignore[no-untyped-call]  # generated
     for address in config.listen:
         _listen(server, address, config.tls)
     server.start()

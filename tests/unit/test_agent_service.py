@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from blockferry.deploy import pki
 from blockferry_agent import __version__, digest, errors, imageio, nbd, status
+from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
 from blockferry_agent.keepalive import KeepAlive
 from blockferry_agent.nbd import Address
@@ -408,7 +409,8 @@ def test_a_fault_of_the_agent_ends_in_a_sentence_and_its_traceback_in_the_log(
         def touch(self, ticket_id: str) -> None: ...
 
     broken = Broken()
-    service = Service(broken, KeepAlive(broken.touch, 20), Gate(1), [], 1)  # type: ignore[arg-type]
+    gate = Gate(1)
+    service = Service(Disks(broken, KeepAlive(broken.touch, 20), gate, [], 1), gate)  # type: ignore[arg-type]
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
     agent_pb2_grpc.add_AgentServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"unix:{tmp_path}/s")

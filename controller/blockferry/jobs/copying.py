@@ -87,7 +87,7 @@ def copy(
     total = Summary(0, 0, 0, 0)
     for request in _requests(disk.size, writer, incremental, window):
         summary = _copy_range(disk, request, writer, stop, _Tally(progress, key, total.moved))
-        total = Summary(*(a + b for a, b in zip(total, summary, strict=True)))
+        total = total.plus(summary)
     progress.advance(key, disk.size, total.moved)
     progress.end(key)
     return total

@@ -245,7 +245,9 @@ def _ticket(target: Target) -> agent_pb2.Ticket:
 
 
 def _summary(message: agent_pb2.Summary) -> Summary:
-    return Summary(message.blocks, message.dirty_bytes, message.read_bytes, message.moved_bytes)
+    return Summary(
+        message.blocks, message.dirty_bytes, message.read_bytes, message.moved_bytes, message.stalled_seconds
+    )
 
 
 def _error(error: grpc.RpcError, where: str) -> agent_errors.Error:
