@@ -20,7 +20,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("version", "protocol", "python_version", "host_name", "uptime_seconds", "active_reads", "resident_bytes")
+    __slots__ = ("version", "protocol", "python_version", "host_name", "uptime_seconds", "active_reads", "resident_bytes", "cpu_seconds", "imageio_cpu_seconds", "zstd")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,9 @@ class DescribeReply(_message.Message):
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_READS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IMAGEIO_CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ZSTD_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: int
     python_version: str
@@ -35,7 +38,10 @@ class DescribeReply(_message.Message):
     uptime_seconds: int
     active_reads: int
     resident_bytes: int
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., python_version: _Optional[str] = ..., host_name: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., active_reads: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+    cpu_seconds: float
+    imageio_cpu_seconds: float
+    zstd: bool
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., python_version: _Optional[str] = ..., host_name: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., active_reads: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., imageio_cpu_seconds: _Optional[float] = ..., zstd: bool = ...) -> None: ...
 
 class DescribeDiskRequest(_message.Message):
     __slots__ = ("ticket",)
@@ -82,7 +88,7 @@ class Extent(_message.Message):
     def __init__(self, start: _Optional[int] = ..., length: _Optional[int] = ..., dirty: bool = ..., zero: bool = ...) -> None: ...
 
 class ReadBlocksRequest(_message.Message):
-    __slots__ = ("ticket", "start", "length", "incremental", "window_bytes", "whole_windows", "known")
+    __slots__ = ("ticket", "start", "length", "incremental", "window_bytes", "whole_windows", "known", "compress", "bytes_per_second")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +96,8 @@ class ReadBlocksRequest(_message.Message):
     WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
     WHOLE_WINDOWS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
+    COMPRESS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     ticket: Ticket
     start: int
     length: int
@@ -97,7 +105,9 @@ class ReadBlocksRequest(_message.Message):
     window_bytes: int
     whole_windows: _containers.RepeatedScalarFieldContainer[int]
     known: _containers.RepeatedCompositeFieldContainer[KnownBlock]
-    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., incremental: bool = ..., window_bytes: _Optional[int] = ..., whole_windows: _Optional[_Iterable[int]] = ..., known: _Optional[_Iterable[_Union[KnownBlock, _Mapping]]] = ...) -> None: ...
+    compress: bool
+    bytes_per_second: int
+    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., incremental: bool = ..., window_bytes: _Optional[int] = ..., whole_windows: _Optional[_Iterable[int]] = ..., known: _Optional[_Iterable[_Union[KnownBlock, _Mapping]]] = ..., compress: bool = ..., bytes_per_second: _Optional[int] = ...) -> None: ...
 
 class KnownBlock(_message.Message):
     __slots__ = ("start", "length", "xxh3")
@@ -118,7 +128,7 @@ class ReadBlocksReply(_message.Message):
     def __init__(self, block: _Optional[_Union[Block, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ...) -> None: ...
 
 class Block(_message.Message):
-    __slots__ = ("kind", "start", "length", "xxh3", "data")
+    __slots__ = ("kind", "start", "length", "xxh3", "data", "zstd")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Block.Kind]
@@ -134,21 +144,43 @@ class Block(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     XXH3_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    ZSTD_FIELD_NUMBER: _ClassVar[int]
     kind: Block.Kind
     start: int
     length: int
     xxh3: bytes
     data: bytes
-    def __init__(self, kind: _Optional[_Union[Block.Kind, str]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., xxh3: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
+    zstd: bytes
+    def __init__(self, kind: _Optional[_Union[Block.Kind, str]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., xxh3: _Optional[bytes] = ..., data: _Optional[bytes] = ..., zstd: _Optional[bytes] = ...) -> None: ...
 
 class Summary(_message.Message):
-    __slots__ = ("blocks", "dirty_bytes", "read_bytes", "moved_bytes")
+    __slots__ = ("blocks", "dirty_bytes", "read_bytes", "moved_bytes", "stalled_seconds")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STALLED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     blocks: int
     dirty_bytes: int
     read_bytes: int
     moved_bytes: int
-    def __init__(self, blocks: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ...) -> None: ...
+    stalled_seconds: float
+    def __init__(self, blocks: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., stalled_seconds: _Optional[float] = ...) -> None: ...
+
+class OpenSocketRequest(_message.Message):
+    __slots__ = ("ticket", "clear_text")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_TEXT_FIELD_NUMBER: _ClassVar[int]
+    ticket: Ticket
+    clear_text: bool
+    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ..., clear_text: bool = ...) -> None: ...
+
+class OpenSocketReply(_message.Message):
+    __slots__ = ("port", "token", "wait_seconds")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    token: bytes
+    wait_seconds: int
+    def __init__(self, port: _Optional[int] = ..., token: _Optional[bytes] = ..., wait_seconds: _Optional[int] = ...) -> None: ...

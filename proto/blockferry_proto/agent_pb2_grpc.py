@@ -54,6 +54,11 @@ class AgentStub(object):
                 request_serializer=blockferry__proto_dot_agent__pb2.ReadBlocksRequest.SerializeToString,
                 response_deserializer=blockferry__proto_dot_agent__pb2.ReadBlocksReply.FromString,
                 _registered_method=True)
+        self.OpenSocket = channel.unary_unary(
+                '/blockferry.v1.Agent/OpenSocket',
+                request_serializer=blockferry__proto_dot_agent__pb2.OpenSocketRequest.SerializeToString,
+                response_deserializer=blockferry__proto_dot_agent__pb2.OpenSocketReply.FromString,
+                _registered_method=True)
 
 
 class AgentServicer(object):
@@ -89,6 +94,15 @@ class AgentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenSocket(self, request, context):
+        """Open a TCP port for one client, who reads the blocks of one ticket's disk over it without gRPC (the `netcat`
+        transport; blockferry_agent/frames.py says what goes over the socket). The port closes when the client has come, or
+        when nobody has come in time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +125,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ReadBlocks,
                     request_deserializer=blockferry__proto_dot_agent__pb2.ReadBlocksRequest.FromString,
                     response_serializer=blockferry__proto_dot_agent__pb2.ReadBlocksReply.SerializeToString,
+            ),
+            'OpenSocket': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSocket,
+                    request_deserializer=blockferry__proto_dot_agent__pb2.OpenSocketRequest.FromString,
+                    response_serializer=blockferry__proto_dot_agent__pb2.OpenSocketReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +240,33 @@ class Agent(object):
             '/blockferry.v1.Agent/ReadBlocks',
             blockferry__proto_dot_agent__pb2.ReadBlocksRequest.SerializeToString,
             blockferry__proto_dot_agent__pb2.ReadBlocksReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSocket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/blockferry.v1.Agent/OpenSocket',
+            blockferry__proto_dot_agent__pb2.OpenSocketRequest.SerializeToString,
+            blockferry__proto_dot_agent__pb2.OpenSocketReply.FromString,
             options,
             channel_credentials,
             insecure,
