@@ -125,11 +125,11 @@ class Chunks:
         """Return the plain content, at most `limit` bytes. Raises ValueError or ZstdError."""
         if len(encoded) < _HEADER.size:
             raise ValueError("it ends in its header")
-        magic, version, storage, _, length = _HEADER.unpack_from(encoded)
+        magic, version, storage, reserved, length = _HEADER.unpack_from(encoded)
         payload = memoryview(encoded)[_HEADER.size :]
         if magic != _MAGIC:
             raise ValueError("it is not a chunk")
-        if version != _VERSION or storage not in (_PLAIN, _ZSTD):
+        if version != _VERSION or storage not in (_PLAIN, _ZSTD) or reserved:
             raise ValueError(f"it is of an unknown kind ({version}, {storage})")
         if length > limit:
             raise ValueError(f"it says it holds {length} bytes, more than it can")
