@@ -15,6 +15,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 
 from ovirt_imageio import client
 
@@ -120,7 +121,7 @@ class ImageioReading:
     def __init__(self, disk: ImageioDisk, request: ReadRequest) -> None:
         self._disk = disk
         self._reading = reader.read(self._connect, request, workers=WORKERS)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards all below
         self._sources: list[ImageioSource] = []
         self._closed = False
 
@@ -135,19 +136,43 @@ class ImageioReading:
     def close(self) -> None:
         """See `disk.Reading.close`."""
         self._reading.stop()
-        with self._lock:
+        with self._changed:
             self._closed = True
             for source in self._sources:
                 source.hang_up()
+            self._changed.notify_all()
         self._reading.close()
 
     def _connect(self) -> ImageioSource:
-        source = self._disk.connect()
-        with self._lock:
-            self._sources.append(source)
+        """
+        Return a new connection, or raise as soon as the reading is closed.
+
+        Image I/O opens the disk before it answers, and its client cannot be interrupted before it has an answer. So
+        somebody else waits for that, who outlives the reading when need be.
+        """
+        connecting: futures.Future[ImageioSource] = futures.Future()
+        threading.Thread(target=self._finish, args=(connecting,), name="imageio-connect", daemon=True).start()
+        with self._changed:
+            self._changed.wait_for(lambda: connecting.done() or self._closed)
             if self._closed:
-                source.hang_up()
-        return source
+                raise errors.TransportError("The reading was closed.")
+        return connecting.result()
+
+    def _finish(self, connecting: futures.Future[ImageioSource]) -> None:
+        try:
+            source = self._disk.connect()
+        except BaseException as error:
+            connecting.set_exception(error)
+            with self._changed:
+                self._changed.notify_all()
+            return
+        with self._changed:
+            if self._closed:
+                source.close()
+                return
+            self._sources.append(source)
+            connecting.set_result(source)
+            self._changed.notify_all()
 
 
 class ImageioSource:
