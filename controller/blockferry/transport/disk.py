@@ -55,6 +55,10 @@ class Disk(Protocol):
     def size(self) -> int:
         """Bytes of the disk."""
 
+    @property
+    def remark(self) -> str:
+        """What every report must say of the way to this disk, such as "clear text"; empty when it need say nothing."""
+
     def read(self, request: ReadRequest) -> Reading:
         """Start to read. The caller closes the reading."""
 

@@ -163,6 +163,8 @@ class Agent:
 class AgentDisk:
     """A disk behind an agent (`disk.Disk`)."""
 
+    remark = ""
+
     def __init__(self, agent: Agent, target: Target) -> None:
         self.size = target.size
         self._agent = agent

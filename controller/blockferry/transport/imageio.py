@@ -79,6 +79,8 @@ class ImageioDisk:
     that grows with the number of extents. The agent has no such limit.
     """
 
+    remark = ""
+
     def __init__(self, target: Target, url: str, ca_file: str) -> None:
         """url: of the ticket, at the host or at the proxy."""
         self.size = target.size
