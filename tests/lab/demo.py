@@ -133,7 +133,7 @@ def report(points: list[Taken], proofs: list[bool]) -> None:
         table.add_row(
             point.what,
             point.manifest["mode"],
-            ", ".join(sorted({disk["transport"] for disk in disks})),
+            ", ".join(sorted({carrier["transport"] for disk in disks for carrier in disk["carriers"]})),
             output.size(sum(disk["size"] for disk in disks)),
             *(output.size(sum(disk["bytes"][kind] for disk in disks)) for kind in ("dirty", "read", "moved", "stored")),
             f"{point.manifest['seconds']:.1f}",

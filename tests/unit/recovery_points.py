@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from blockferry.repository import DiskManifest, File, Manifest, Vm
+from blockferry.repository import Carrier, DiskManifest, File, Manifest, Vm
 from blockferry.repository.manifest import Bytes
 
 VM = Vm("7ad5b6a9-9a1e-4d35-9d3f-0a37be5a01a1", "web")
@@ -15,7 +15,7 @@ VM = Vm("7ad5b6a9-9a1e-4d35-9d3f-0a37be5a01a1", "web")
 _numbers = itertools.count()
 
 
-def disk(disk_id: str, alias: str | None = None, transport_reason: str | None = None) -> DiskManifest:
+def disk(disk_id: str, alias: str | None = None, reason: str | None = None) -> DiskManifest:
     return DiskManifest(
         id=disk_id,
         alias=disk_id if alias is None else alias,
@@ -24,8 +24,7 @@ def disk(disk_id: str, alias: str | None = None, transport_reason: str | None = 
         bootable=True,
         interface="virtio",
         backup_mode="full",
-        transport="imageio" if transport_reason else "grpc",
-        transport_reason=transport_reason,
+        carriers=(Carrier(transport="imageio" if reason else "grpc", start=0, moved=512, reason=reason, remark=None),),
         index=File(0, "0" * 64),
         bytes=Bytes(dirty=1024, read=1024, moved=512, stored=100),
         seconds=0.5,

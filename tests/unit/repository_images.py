@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import xxhash
 
-from blockferry.repository import DiskWriter, Manifest, Repository, Vm
+from blockferry.repository import Carrier, DiskWriter, Manifest, Repository, Vm
 from blockferry.repository.manifest import BackupMode
 from blockferry_agent.blocks import Block, Kind
 from blockferry_agent.units import KiB
@@ -66,8 +66,7 @@ def finish(writer: DiskWriter, alias: str = "system", bootable: bool = True) -> 
         format="cow",
         bootable=bootable,
         interface="virtio_scsi",
-        transport="grpc",
-        transport_reason=None,
+        carriers=(Carrier(transport="grpc", start=0, moved=0, reason=None, remark=None),),
         dirty=0,
         read=0,
         moved=0,

@@ -4,65 +4,25 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from blockferry import errors
 from blockferry.jobs import copying
+from blockferry.jobs.copying import Copied, Stop
 from blockferry.jobs.progress import Silent
 from blockferry.repository import DiskWriter, Manifest, Repository
 from blockferry.repository import settings as settings_module
-from blockferry.transport.disk import Reading
+from blockferry.transport.ladder import Ladder
 from blockferry_agent import errors as agent_errors
-from blockferry_agent import reader
-from blockferry_agent.blocks import ReadRequest, Summary
-from blockferry_agent.source import Extent
 from blockferry_agent.units import KiB
+from tests.unit import memory_disks
 from tests.unit import repository_images as images
+from tests.unit.memory_disks import GRAIN, Disk, Way
 from tests.unit.repository_stores import MemoryStore
 
 WINDOW = 256 * KiB
-GRAIN = 64 * KiB
-
-
-class Disk:
-    """
-    A disk in memory (`transport.disk.Disk`), read by the agent's own reader.
-
-    dirty: starts of the grains that changed.  requests: what was asked for.  before_read: called at each read.
-    """
-
-    def __init__(self, image: bytes, dirty: frozenset[int] = frozenset()) -> None:
-        self.size = len(image)
-        self.image = image
-        self.dirty = dirty
-        self.requests: list[ReadRequest] = []
-        self.before_read: Callable[[], None] = lambda: None
-
-    def read(self, request: ReadRequest) -> Reading:
-        self.requests.append(request)
-        return reader.read(lambda: Source(self), request, workers=2)
-
-    def close(self) -> None: ...
-
-
-class Source:
-    def __init__(self, disk: Disk) -> None:
-        self.size = disk.size
-        self._disk = disk
-
-    def extents(self, start: int, length: int, incremental: bool) -> Iterator[Extent]:
-        for place in range(start - start % GRAIN, start + length, GRAIN):
-            first, end = max(start, place), min(place + GRAIN, start + length)
-            zero = not any(self._disk.image[first:end])
-            yield Extent(first, end - first, not incremental or place in self._disk.dirty, zero)
-
-    def readinto(self, start: int, buffer: bytearray | memoryview) -> None:
-        self._disk.before_read()
-        buffer[:] = self._disk.image[start : start + len(buffer)]
-
-    def close(self) -> None: ...
 
 
 class Told(Silent):
@@ -85,15 +45,24 @@ def repository() -> Repository:
     return Repository(store, settings_module.write(store, WINDOW, "none"))
 
 
+def copy(
+    disk: Disk, writer: DiskWriter, incremental: bool, stop: Stop | None = None, told: Told | None = None
+) -> Copied:
+    stop = stop or Stop()
+    terms = copying.Terms(disk.size, incremental, WINDOW)
+    ladder = Ladder([Way(disk)], memory_disks.target(disk.size), stop.pause)
+    return copying.copy(ladder, writer, terms, "system", stop, told or Told())
+
+
 def back_up(
     repository: Repository, disk: Disk, incremental: bool, base: Manifest | None, told: Told | None = None
-) -> tuple[Manifest, Summary]:
+) -> tuple[Manifest, Copied]:
     with repository.new_point(images.VM) as draft:
         writer = draft.disk(images.DISK, disk.size, "incremental" if incremental else "full", base)
-        summary = copying.copy(disk, writer, incremental, WINDOW, "system", copying.Stop(), told or Told())
+        copied = copy(disk, writer, incremental, told=told)
         images.finish(writer)
         point = draft.commit(mode="live", backup_id="b", checkpoint_id="c", parent=base, seconds=1.0)
-    return point, summary
+    return point, copied
 
 
 @pytest.fixture
@@ -192,14 +161,14 @@ def writer(repository: Repository, image: bytearray) -> Iterator[DiskWriter]:
 
 
 def test_stopped_before_it_began(writer: DiskWriter, image: bytearray) -> None:
-    stop = copying.Stop()
+    stop = Stop()
     stop.stop()
     with pytest.raises(errors.Interrupted):
-        copying.copy(Disk(bytes(image)), writer, False, WINDOW, "system", stop, Told())
+        copy(Disk(bytes(image)), writer, False, stop)
 
 
 def test_stopped_while_it_waits_for_the_disk(writer: DiskWriter, image: bytearray) -> None:
-    disk, stop = Disk(bytes(image)), copying.Stop()
+    disk, stop = Disk(bytes(image)), Stop()
     reading, goes_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -209,13 +178,13 @@ def test_stopped_while_it_waits_for_the_disk(writer: DiskWriter, image: bytearra
     disk.before_read = wait
     caught: list[BaseException] = []
 
-    def copy() -> None:
+    def run() -> None:
         try:
-            copying.copy(disk, writer, False, WINDOW, "system", stop, Told())
+            copy(disk, writer, False, stop)
         except BaseException as error:
             caught.append(error)
 
-    thread = threading.Thread(target=copy)
+    thread = threading.Thread(target=run)
     thread.start()
     assert reading.wait(10)
     stopper = threading.Thread(target=stop.stop)
@@ -250,5 +219,5 @@ def test_agent_that_stays_busy(repository: Repository, image: bytearray, monkeyp
 
     disk = Disk(bytes(image))
     disk.before_read = refuse
-    with pytest.raises(agent_errors.Busy):
+    with pytest.raises(errors.TransportError, match=r"grpc broke at 0\.0 MiB: Enough to do\."):
         back_up(repository, disk, False, None)

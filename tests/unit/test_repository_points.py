@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from blockferry import errors
-from blockferry.repository import File, Manifest, Repository, Unreadable, Vm, layout
+from blockferry.repository import Carrier, File, Manifest, Repository, Unreadable, Vm, layout
 from blockferry.repository import settings as settings_module
 from blockferry.repository.chunks import Compression
 from blockferry.repository.index import PAGE
@@ -752,6 +752,10 @@ def test_settings_that_this_version_cannot_follow_are_refused(
 
 
 def test_the_manifest_holds_what_was_measured(repository: Repository) -> None:
+    carriers = (
+        Carrier(transport="netcat", start=0, moved=2, reason=None, remark="clear text"),
+        Carrier(transport="imageio", start=512, moved=0, reason="No agent answers on host1.", remark=None),
+    )
     with repository.new_point(images.VM) as draft:
         writer = draft.disk(images.DISK, WINDOW, "full")
         writer.write(images.zero(0, WINDOW))
@@ -760,8 +764,7 @@ def test_the_manifest_holds_what_was_measured(repository: Repository) -> None:
             format="raw",
             bootable=False,
             interface="virtio",
-            transport="imageio",
-            transport_reason="No agent answers on host1.",
+            carriers=carriers,
             dirty=4,
             read=3,
             moved=2,
@@ -770,6 +773,6 @@ def test_the_manifest_holds_what_was_measured(repository: Repository) -> None:
         point = draft.commit(mode="cold", backup_id="b", checkpoint_id=None, parent=None, seconds=9)
     disk = repository.points()[0].disk(images.DISK)
     assert (disk.bytes.dirty, disk.bytes.read, disk.bytes.moved) == (4, 3, 2)
-    assert disk.transport_reason == "No agent answers on host1."
+    assert disk.carriers == carriers
     assert isinstance(disk.index, File)
     assert repository.points() == [point]

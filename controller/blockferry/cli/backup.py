@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 
 from blockferry.cli import output
 from blockferry.cli.settings import Settings, common_options
-from blockferry.config import AskedMode
+from blockferry.config import AskedMode, TransportName
 from blockferry.jobs import backup as job
 
 
@@ -27,9 +29,11 @@ from blockferry.jobs import backup as job
     "--transport",
     "transports",
     multiple=True,
-    type=click.Choice(["grpc", "imageio"]),
-    help="Use this transport; repeat for a ladder. Default: backup.transports of the configuration.",
+    type=click.Choice(get_args(TransportName)),
+    help="Use this transport first (repeatable: these, in this order). The others of the configuration are behind it, "
+    "for when it does not answer or breaks. Default: those of the configuration, in their order.",
 )
+@click.option("--no-fallback", is_flag=True, help="Use only what --transport names.")
 @click.option("--disk", "disks", multiple=True, metavar="DISK", help="Take only this disk (id or alias); repeatable.")
 @common_options
 def backup(
@@ -39,6 +43,7 @@ def backup(
     fresh: bool,
     mode: AskedMode | None,
     transports: tuple[str, ...],
+    no_fallback: bool,
     disks: tuple[str, ...],
 ) -> None:
     """
@@ -47,10 +52,13 @@ def backup(
     Moves what changed since the newest recovery point whose checkpoint the engine still has; without one, everything
     that the repository does not have. The point is complete by itself either way.
     """
+    if no_fallback and not transports:
+        raise click.UsageError("--no-fallback needs --transport: it leaves out the transports that are not named.")
     site = settings.site()
+    configured = () if no_fallback else site.config.backup.transports
     options = job.Options(
         mode=mode or site.config.backup.mode,
-        transports=transports or site.config.backup.transports,
+        transports=tuple(dict.fromkeys((*transports, *configured))),
         full=full,
         fresh=fresh,
         disks=disks,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from blockferry import errors
 from blockferry.jobs.agents import AgentState
-from blockferry.repository import Manifest, Verification
+from blockferry.repository import DiskManifest, Manifest, Verification
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -116,7 +116,7 @@ def point(found: Manifest) -> None:
 
 
 def disks(found: Manifest) -> None:
-    """Print the disks of a recovery point, a row each, and why a disk did not take the first transport."""
+    """Print the disks of a recovery point, a row each, and why a disk did not go through the first transport alone."""
     table(
         ("DISK", "FORMAT", "READ AS", "TRANSPORT", "SIZE", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"),
         (
@@ -124,7 +124,7 @@ def disks(found: Manifest) -> None:
                 disk.alias,
                 disk.format,
                 disk.backup_mode,
-                disk.transport,
+                _way(disk),
                 size(disk.size),
                 size(disk.bytes.dirty),
                 size(disk.bytes.read),
@@ -136,8 +136,18 @@ def disks(found: Manifest) -> None:
         ),
         right=("SIZE", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"),
     )
-    for reason in sorted({disk.transport_reason for disk in found.disks if disk.transport_reason}):
+    for reason in sorted({carrier.reason for disk in found.disks for carrier in disk.carriers if carrier.reason}):
         line(f"Not by a better transport: {reason}")
+
+
+def _way(disk: DiskManifest) -> str:
+    """Name what carried a disk: "grpc, imageio from 1.2 GiB"."""
+    return ", ".join(
+        carrier.transport
+        + (f" ({carrier.remark})" if carrier.remark else "")
+        + (f" from {size(carrier.start)}" if carrier.start else "")
+        for carrier in disk.carriers
+    )
 
 
 def verification(found: Verification) -> None:

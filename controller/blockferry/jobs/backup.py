@@ -2,7 +2,7 @@
 Back up one VM: from the engine's backup to a committed recovery point.
 
     find the VM, take its OVF ─▶ choose the base ─▶ start the backup ─▶ for each disk, side by side:
-        transfer ─▶ first transport that answers ─▶ blocks ─▶ repository ─▶ finish the transfer
+        transfer ─▶ the transports, one after another ─▶ blocks ─▶ repository ─▶ finish the transfer
     ─▶ commit ─▶ finish the backup ─▶ drop the checkpoints that nothing needs any more
 
 Whatever fails before the commit leaves no recovery point, nothing open in the engine, and the old base in force.
@@ -24,8 +24,8 @@ from blockferry.jobs.base import Base
 from blockferry.jobs.progress import Progress
 from blockferry.jobs.site import Site
 from blockferry.repository import Draft, Manifest, Repository, Vm
-from blockferry.transport import ladder
 from blockferry.transport.disk import Target, Transport
+from blockferry.transport.ladder import Ladder
 from blockferry_agent import errors as agent_errors
 
 # Disks beyond this wait for one of the others: each has a transfer, connections and blocks in memory.
@@ -222,27 +222,27 @@ class _Job:
         transfer: engine.Transfer,
         stop: copying.Stop,
     ) -> None:
-        opened = ladder.open_first(self._transports, _target(transfer))
-        if opened.why:
-            self._progress.warn(f"Disk {disk.alias} goes through {opened.transport}. {opened.why}")
         before = chosen.point if chosen.point and disk.id in {old.id for old in chosen.point.disks} else None
         incremental = part.incremental and before is not None and chosen.checkpoint_id is not None
-        with contextlib.closing(opened.disk):
-            writer = draft.disk(part.id, part.size, "incremental" if incremental else "full", before)
-            started = time.monotonic()
-            summary = copying.copy(
-                opened.disk, writer, incremental, self._repository.settings.window, disk.alias, stop, self._progress
-            )
+        writer = draft.disk(part.id, part.size, "incremental" if incremental else "full", before)
+        started = time.monotonic()
+        copied = copying.copy(
+            Ladder(self._transports, _target(transfer), stop.pause),
+            writer,
+            copying.Terms(part.size, incremental, self._repository.settings.window),
+            disk.alias,
+            stop,
+            self._progress,
+        )
         writer.finish(
             alias=disk.alias,
             format=disk.format,
             bootable=disk.bootable,
             interface=disk.interface,
-            transport=opened.transport,
-            transport_reason=opened.why or None,
-            dirty=summary.dirty,
-            read=summary.read,
-            moved=summary.moved,
+            carriers=copied.carriers,
+            dirty=copied.dirty,
+            read=copied.read,
+            moved=copied.moved,
             seconds=time.monotonic() - started,
         )
 

@@ -1,4 +1,10 @@
-"""Copy one disk: blocks from a transport into the repository, and count them."""
+"""
+Copy one disk: blocks from whatever transport carries it into the repository, and count them.
+
+    ladder.open ─▶ request, request, … ─▶ done
+        ▲              │ breaks
+        └──────────────┘  what arrived is not asked for again
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,15 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from blockferry import errors
 from blockferry.jobs.progress import Progress
-from blockferry.repository import DiskWriter
+from blockferry.repository import Carrier, DiskWriter
 from blockferry.transport.disk import Disk, Reading
+from blockferry.transport.ladder import Ladder, Opened
 from blockferry_agent import errors as agent_errors
-from blockferry_agent.blocks import Block, ReadRequest, Summary
+from blockferry_agent.blocks import Block, Kind, ReadRequest, Summary
 from blockferry_agent.units import GiB
 
 # A disk that is read whole is asked for in pieces of this size, each with the digests that the base has of it: so that
@@ -72,68 +80,177 @@ class Stop:
             reading.close()
 
 
-def copy(
-    disk: Disk, writer: DiskWriter, incremental: bool, window: int, label: str, stop: Stop, progress: Progress
-) -> Summary:
+class Terms(NamedTuple):
+    """
+    How a disk is read.
+
+    size: bytes.  incremental: only what changed since the base.  window: the repository's, in bytes.
+    """
+
+    size: int
+    incremental: bool
+    window: int
+
+
+class Copied(NamedTuple):
+    """
+    What was copied of a disk, in bytes, and what carried it, in disk order.
+
+    dirty, read, moved: as `Summary` has them, each part of the disk counted once. A request that broke has no summary:
+    for the part of it that arrived they are counted here, from its blocks. Then `moved` is exact; `dirty` takes a
+    window that is read whole for dirty as a whole; `read` leaves out what was read and found to be zeros, and what the
+    host had read ahead.
+    """
+
+    dirty: int
+    read: int
+    moved: int
+    carriers: tuple[Carrier, ...]
+
+
+def copy(ladder: Ladder, writer: DiskWriter, terms: Terms, label: str, stop: Stop, progress: Progress) -> Copied:
     """
     Copy what a backup of the disk needs; the writer got all blocks when this returns.
 
-    incremental: only what changed since the base.  window: the repository's, in bytes.  label: for the progress.
+    label: the disk's name, for the progress.
 
-    Raises what the transport or the repository raises; Interrupted when it was stopped.
+    Raises TransportError when no transport is left, with every one's reason; what the disk or the repository raises;
+    Interrupted when it was stopped.
     """
-    key = writer.disk_id
-    progress.begin(key, label, disk.size)
-    total = Summary(0, 0, 0, 0)
-    for request in _requests(disk.size, writer, incremental, window):
-        summary = _copy_range(disk, request, writer, stop, _Tally(progress, key, total.moved))
-        total = total.plus(summary)
-    progress.advance(key, disk.size, total.moved)
-    progress.end(key)
-    return total
+    copy = _Copy(ladder, writer, terms, label, stop, progress)
+    progress.begin(writer.disk_id, label, terms.size)
+    copy.run()
+    progress.advance(writer.disk_id, terms.size, copy.tally.moved)
+    progress.end(writer.disk_id)
+    return Copied(copy.tally.dirty, copy.tally.read, copy.tally.moved, tuple(copy.carriers))
 
 
 class _Tally:
-    """Tells the progress of one disk. moved: bytes before the range that is being copied."""
+    """
+    Counts the bytes of one disk, and tells the progress.
 
-    def __init__(self, progress: Progress, key: str, moved: int) -> None:
+    dirty, read, moved: of all requests; those of the one that is under way as far as its blocks came.
+    """
+
+    def __init__(self, progress: Progress, key: str) -> None:
         self._progress = progress
         self._key = key
-        self._moved = moved
+        self.dirty = self.read = self.moved = 0
+        self._before = (0, 0)
+
+    def begin(self) -> None:
+        """A request begins."""
+        self._before = self.dirty, self.read
 
     def add(self, block: Block) -> None:
-        self._moved += len(block.data)
-        self._progress.advance(self._key, block.end, self._moved)
+        """A block arrived."""
+        self.dirty += block.length
+        self.read += block.length if block.kind is not Kind.ZERO else 0
+        self.moved += len(block.data)
+        self._progress.advance(self._key, block.end, self.moved)
+
+    def end(self, summary: Summary) -> None:
+        """The request ended well: what its reader counted is more exact."""
+        dirty, read = self._before
+        self.dirty, self.read = dirty + summary.dirty, read + summary.read
 
 
-def _copy_range(disk: Disk, request: ReadRequest, writer: DiskWriter, stop: Stop, tally: _Tally) -> Summary:
-    """Copy one range. Asks again while the agent has enough to do with other disks. Raises what `copy` raises."""
-    give_up = time.monotonic() + BUSY_TIMEOUT
-    before = writer.position
-    while True:
-        with stop.watch(disk.read(request)) as reading:
-            try:
-                for block in reading:
-                    writer.write(block)
-                    tally.add(block)
-                stop.check()
-                return reading.summary
-            except agent_errors.Busy:
-                if writer.position != before or time.monotonic() > give_up:
+class _Copy:
+    """
+    The copying of one disk.
+
+    carriers: what carried it so far.
+    """
+
+    def __init__(
+        self, ladder: Ladder, writer: DiskWriter, terms: Terms, label: str, stop: Stop, progress: Progress
+    ) -> None:
+        self._ladder = ladder
+        self._writer = writer
+        self._terms = terms
+        self._label = label
+        self._stop = stop
+        self._progress = progress
+        # All before it is done: blocks arrived, or a request ended that found nothing behind the last of them.
+        self._position = 0
+        self.tally = _Tally(progress, writer.disk_id)
+        self.carriers: list[Carrier] = []
+
+    def run(self) -> None:
+        while self._position < self._terms.size:
+            opened = self._ladder.open()
+            if opened.why:
+                goes = "goes on" if self._position else "goes"
+                self._progress.warn(f"Disk {self._label} {goes} through {opened.transport}. {opened.why}")
+            with contextlib.closing(opened.disk):
+                self._carry(opened)
+
+    def _carry(self, opened: Opened) -> None:
+        """Copy through one transport, to the end of the disk or to where it breaks."""
+        start, moved = self._position, self.tally.moved
+        failure: errors.Error | None = None
+        try:
+            while self._position < self._terms.size:
+                self._copy_range(opened.disk, self._request())
+        except errors.Error as error:
+            failure = error
+        carried = self._position > start
+        if carried:
+            self.carriers.append(
+                Carrier(
+                    transport=opened.transport,
+                    start=start,
+                    moved=self.tally.moved - moved,
+                    reason=opened.why or None,
+                    remark=opened.disk.remark or None,
+                )
+            )
+        if failure is not None:
+            self._ladder.broke(opened, failure, self._position, carried)
+
+    def _copy_range(self, disk: Disk, request: ReadRequest) -> None:
+        """Copy one range. Asks again while the agent has enough to do with other disks."""
+        give_up = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            with self._stop.watch(disk.read(request)) as reading:
+                try:
+                    self._receive(reading)
+                    self._end(request, reading.summary)
+                    return
+                except agent_errors.Busy:
+                    if self._position != request.start or time.monotonic() > give_up:
+                        raise
+                except errors.Error:
+                    # A reading that was closed from outside ends with whatever error its transport has for that.
+                    self._stop.check()
                     raise
-            except errors.Error:
-                # A reading that was closed from outside ends with whatever error its transport has for that.
-                stop.check()
-                raise
-        stop.pause(BUSY_PAUSE)
+            self._stop.pause(BUSY_PAUSE)
 
+    def _receive(self, reading: Reading) -> None:
+        """Give the repository all blocks of one reading."""
+        self.tally.begin()
+        for block in reading:
+            self._writer.write(block)
+            self._position = block.end
+            self.tally.add(block)
+        self._stop.check()
 
-def _requests(size: int, writer: DiskWriter, incremental: bool, window: int) -> Iterator[ReadRequest]:
-    span = MAX_WHOLE_WINDOWS * window if incremental else KNOWN_SPAN
-    for start in range(0, size, span):
-        length = min(span, size - start)
-        if incremental:
-            yield ReadRequest(start, length, True, window, whole_windows=writer.broken_windows(start, length))
-        else:
-            known = dict(itertools.islice(writer.known(start, length).items(), MAX_KNOWN))
-            yield ReadRequest(start, length, False, window, known=known)
+    def _end(self, request: ReadRequest, summary: Summary) -> None:
+        """A request ended well. Whatever of it brought no block is as in the base; in a full read there is no such."""
+        end = request.start + request.length
+        if not request.incremental and self._position != end:
+            raise agent_errors.ProtocolError(f"The blocks from {request.start} to {end} ended at {self._position}.")
+        self._position = end
+        self.tally.end(summary)
+
+    def _request(self) -> ReadRequest:
+        """Return what to ask for next."""
+        start, writer, window = self._position, self._writer, self._terms.window
+        span = MAX_WHOLE_WINDOWS * window if self._terms.incremental else KNOWN_SPAN
+        # A transport may have broken within a window. The next request ends at a window's border all the same, so that
+        # no block is cut where it would not be otherwise.
+        length = min(start - start % window + span, self._terms.size) - start
+        if self._terms.incremental:
+            return ReadRequest(start, length, True, window, whole_windows=writer.broken_windows(start, length))
+        known = dict(itertools.islice(writer.known(start, length).items(), MAX_KNOWN))
+        return ReadRequest(start, length, False, window, known=known)

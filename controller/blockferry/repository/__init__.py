@@ -25,6 +25,7 @@ Who does what at once:
 
 from blockferry.repository.draft import Draft as Draft
 from blockferry.repository.manifest import Bytes as Bytes
+from blockferry.repository.manifest import Carrier as Carrier
 from blockferry.repository.manifest import DiskManifest as DiskManifest
 from blockferry.repository.manifest import File as File
 from blockferry.repository.manifest import Manifest as Manifest

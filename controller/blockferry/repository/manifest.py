@@ -57,12 +57,28 @@ class Bytes(msgspec.Struct, frozen=True):
     stored: Length
 
 
+class Carrier(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A transport that carried a part of a disk, to where the next one began or to the disk's end.
+
+    start: first byte of the part.  moved: bytes of content that went to the controller this way.
+    reason: why no better one did, or how the one before it broke; None for the first choice.
+    remark: what must be known of the way, such as "clear text"; None when there is nothing.
+    """
+
+    transport: str
+    start: Length
+    moved: Length
+    reason: str | None
+    remark: str | None
+
+
 class DiskManifest(msgspec.Struct, frozen=True, kw_only=True):
     """
     One disk at one point.
 
     size: bytes.  format: as the engine calls it, "raw" or "cow".  backup_mode: what was read of it.
-    transport: that carried the disk to its end.  transport_reason: why no better one did, None for the first choice.
+    carriers: what carried it, in disk order; the same transport may come again.
     index: root of its index.  seconds: from its first block to its last.
     """
 
@@ -73,8 +89,7 @@ class DiskManifest(msgspec.Struct, frozen=True, kw_only=True):
     bootable: bool
     interface: str
     backup_mode: BackupMode
-    transport: str
-    transport_reason: str | None
+    carriers: tuple[Carrier, ...]
     index: File
     bytes: Bytes
     seconds: float

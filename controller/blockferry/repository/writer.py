@@ -13,7 +13,7 @@ from blockferry import errors
 from blockferry.repository import index
 from blockferry.repository.chunks import Chunks, Stored
 from blockferry.repository.index import PAGE, Entry, Index, PageReference, Range, Root
-from blockferry.repository.manifest import BackupMode, Bytes, DiskManifest, File
+from blockferry.repository.manifest import BackupMode, Bytes, Carrier, DiskManifest, File
 from blockferry_agent import errors as agent_errors
 from blockferry_agent.blocks import Block, Kind
 from blockferry_agent.units import MiB
@@ -125,8 +125,7 @@ class DiskWriter:
         format: str,
         bootable: bool,
         interface: str,
-        transport: str,
-        transport_reason: str | None,
+        carriers: tuple[Carrier, ...],
         dirty: int,
         read: int,
         moved: int,
@@ -153,8 +152,7 @@ class DiskWriter:
             bootable=bootable,
             interface=interface,
             backup_mode=self._backup_mode,
-            transport=transport,
-            transport_reason=transport_reason,
+            carriers=carriers,
             index=root,
             bytes=Bytes(dirty=dirty, read=read, moved=moved, stored=self._stored + root.length),
             seconds=seconds,

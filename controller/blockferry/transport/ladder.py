@@ -1,18 +1,44 @@
 """
-The ladder: the transports in the order of the configuration, of which the first that answers carries the disk.
+The ladder: the transports in the order of the configuration, of which one at a time carries a disk.
 
-An error of the disk itself (its server is gone, the storage fails) ends the climb: no other transport would read what
-is not there.
+    netcat ─▶ grpc ─▶ ssh ─▶ imageio        the first that answers carries the disk
+       ▲        │ breaks in the middle
+       └────────┘                           climb again from the top, go on from the blocks that are missing
+
+From the top, because an agent that was upgraded comes back within seconds and is better than what is below it; for the
+same reason the one that broke is waited for a little. To end at all, a transport that broke without having carried
+anything since it was opened is left out for the rest of the disk, and so is one that broke more than MAX_BREAKS times.
+
+Nearly every error is one of the way. That a ticket is refused or the disk's server is gone may be so for the agent
+alone (a socket that it may not see or open), and asking another way costs seconds, while it never reads anything wrong:
+every block is checked when it arrives. Only these end the climb:
+
+    ReadFailed       the storage itself answered: it does so to everybody
+    BitmapMissing    the disk must be read whole, for which the backup begins again
+    RepositoryError, Interrupted    not of the data path at all
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from blockferry import errors
 from blockferry.transport.disk import Disk, Target, Transport
 from blockferry_agent import errors as agent_errors
+from blockferry_agent.units import MiB
+
+# Times that one transport may break under one disk and be taken again.
+MAX_BREAKS = 3
+
+# Seconds for which an agent that was there before is waited for, and between two looks.
+COMEBACK = 10.0
+COMEBACK_PAUSE = 0.5
+
+_OF_THE_DISK = (agent_errors.ReadFailed, agent_errors.BitmapMissing)
+_OF_NEITHER = (errors.RepositoryError, errors.Interrupted)
 
 
 class Opened(NamedTuple):
@@ -20,7 +46,7 @@ class Opened(NamedTuple):
     A disk, and how it came to be opened.
 
     transport: name of the transport that carries it.
-    why: why each better one does not, a sentence each; empty for the first choice.
+    why: why the better ones do not, and how the last one broke, a sentence each; empty for a first choice.
     """
 
     disk: Disk
@@ -28,23 +54,98 @@ class Opened(NamedTuple):
     why: str
 
 
-def open_first(transports: Sequence[Transport], target: Target) -> Opened:
+class Ladder:
     """
-    Open `target` through the first transport that answers.
+    The ways to one disk. Used by one thread.
 
-    Raises TransportError, with every transport's reason, when none does.
+    transports: the best first.  pause: waits for so many seconds; what it raises ends the climb (`Stop.pause`).
     """
-    reasons: list[str] = []
-    for transport in transports:
-        try:
-            disk = transport.open(target)
-        except agent_errors.SourceError:
-            raise
-        except agent_errors.Error as error:
-            reasons.append(f"{transport.name}: {error.message}")
-        else:
-            return Opened(disk, transport.name, " ".join(reasons))
-    raise errors.TransportError(
-        f"No transport reaches the disk on host {target.host_name} ({target.host_address}). " + " ".join(reasons),
-        "Deploy the agent (blockferry agent deploy), or allow Image I/O's port from here.",
-    )
+
+    def __init__(self, transports: Sequence[Transport], target: Target, pause: Callable[[float], None]) -> None:
+        self._transports = transports
+        self._target = target
+        self._pause = pause
+        self._breaks: Counter[str] = Counter()
+        self._left_out: set[str] = set()
+        self._last_broken: str | None = None
+        # By transport: why it does not carry the disk, a sentence that names it, and the next step.
+        self._reasons: dict[str, str] = {}
+        self._hints: dict[str, str] = {}
+
+    def open(self) -> Opened:
+        """
+        Open the disk through the first transport that answers and is not left out. The caller closes it.
+
+        Raises TransportError, with every transport's reason, when none does; ReadFailed when no way can help.
+        """
+        for number, transport in enumerate(self._transports):
+            if transport.name in self._left_out:
+                continue
+            try:
+                disk = self._open(transport)
+            except _OF_NEITHER:
+                raise
+            except _OF_THE_DISK as error:
+                raise self._with_reasons(error) from error
+            except agent_errors.Error as error:
+                # How it broke says more than that it is still away.
+                if transport.name != self._last_broken:
+                    self._note(transport.name, f"{transport.name}: {error.message}", error)
+            else:
+                return Opened(disk, transport.name, self._why(self._transports[:number]))
+        raise self._exhausted()
+
+    def broke(self, opened: Opened, error: errors.Error, position: int, carried: bool) -> None:
+        """
+        Note that the open disk failed with `error`, so that `open` finds another way; raise it when there is none.
+
+        position: bytes of the disk that are done.  carried: whether some of them came since it was opened.
+        """
+        name = opened.transport
+        if isinstance(error, _OF_NEITHER):
+            raise error
+        if isinstance(error, _OF_THE_DISK):
+            raise self._with_reasons(error) from error
+        self._breaks[name] += 1
+        self._last_broken = name
+        self._note(name, f"{name} broke at {position / MiB:.1f} MiB: {error.message}", error)
+        # Who was asked for as long as one may wait for the busy is not asked again.
+        if not carried or self._breaks[name] > MAX_BREAKS or isinstance(error, agent_errors.Busy):
+            self._left_out.add(name)
+
+    def _open(self, transport: Transport) -> Disk:
+        """Open one transport; one that broke just now gets some time to come back."""
+        give_up = time.monotonic() + (COMEBACK if transport.name == self._last_broken else 0)
+        while True:
+            self._pause(0)
+            try:
+                return transport.open(self._target)
+            except (errors.AgentUnreachable, agent_errors.Busy):
+                if time.monotonic() >= give_up:
+                    raise
+            self._pause(COMEBACK_PAUSE)
+
+    def _note(self, name: str, reason: str, error: errors.Error) -> None:
+        self._reasons[name] = reason
+        self._hints[name] = error.hint
+
+    def _why(self, better: Sequence[Transport]) -> str:
+        names = [transport.name for transport in better]
+        if self._last_broken is not None and self._last_broken not in names:
+            names.append(self._last_broken)
+        return " ".join(self._reasons[name] for name in names)
+
+    def _with_reasons(self, error: errors.Error) -> errors.Error:
+        """Return the same error, which tells also why the disk was not left to another way before."""
+        return type(error)(" ".join([error.message, *self._reasons.values()]), error.hint)
+
+    def _exhausted(self) -> errors.TransportError:
+        host = f"host {self._target.host_name} ({self._target.host_address})"
+        does = "carries the disk any further" if self._last_broken else "reaches the disk"
+        reasons = " ".join(self._reasons[transport.name] for transport in self._transports)
+        # What helps the best one helps most.
+        hint = next((hint for hint in self._hints.values() if hint), "")
+        return errors.TransportError(
+            f"No transport {does} on {host}. {reasons}",
+            hint or "Deploy the agent (blockferry agent deploy), or allow Image I/O's port from here.",
+        )

@@ -44,6 +44,11 @@ class Taken(NamedTuple):
         """How each disk was read, in the VM's order."""
         return [disk["backup_mode"] for disk in self.manifest["disks"]]
 
+    @property
+    def carriers(self) -> set[str]:
+        """What carried the disks, or parts of them."""
+        return {carrier["transport"] for disk in self.manifest["disks"] for carrier in disk["carriers"]}
+
 
 class History:
     """

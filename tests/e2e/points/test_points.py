@@ -92,14 +92,14 @@ def test_a_guest_at_work(
 def take(history: History, step: Step) -> None:
     """Take a point as the step says, and see that this is what the manifest says."""
     before = history.points[-1] if history.points else None
-    point = history.backup("--mode", step.mode, "--transport", step.transport, *step.options)
+    point = history.backup("--mode", step.mode, "--transport", step.transport, "--no-fallback", *step.options)
     full = before is None or "--full" in step.options
     base = None if full or before is None else before
     assert point.manifest["mode"] == step.ran
     assert point.manifest["parent_id"] == (base.id if base else None)
     assert point.manifest["parent_checkpoint_id"] == (base.manifest["checkpoint_id"] if base else None)
     assert point.read_as == ["full" if full or disk.format == "raw" else "incremental" for disk in history.vm.disks]
-    assert {disk["transport"] for disk in point.manifest["disks"]} == {step.transport}
+    assert point.carriers == {step.transport}
     if before and full:
         assert point.bytes("moved") < point.bytes("read") / 2, "it was there already"
     assert history.checkpoints == [point.manifest["checkpoint_id"]], "older ones only cost the VM a bitmap"
