@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import grpc
@@ -53,6 +54,22 @@ class Endpoint(NamedTuple):
     port: int
     server_name: str
 
+    @property
+    def where(self) -> str:
+        """The agent, for messages."""
+        return f"the agent at {self.address}:{self.port}"
+
+
+class LocalEndpoint(NamedTuple):
+    """
+    Where a tunnel from an agent's Unix socket ends here.
+
+    path: a socket of this machine.  where: the agent, for messages.
+    """
+
+    path: Path
+    where: str
+
 
 class Credentials(NamedTuple):
     """The controller's side of mutual TLS, PEM: the CA that signed the agents, its own certificate and key."""
@@ -100,14 +117,10 @@ class Agent:
     agent's own errors.
     """
 
-    def __init__(self, endpoint: Endpoint, credentials: Credentials) -> None:
-        self._where = f"the agent at {endpoint.address}:{endpoint.port}"
-        address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
-        self._channel = grpc.secure_channel(
-            f"{address}:{endpoint.port}",
-            grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate),
-            options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", endpoint.server_name)],
-        )
+    def __init__(self, endpoint: Endpoint | LocalEndpoint, credentials: Credentials | None = None) -> None:
+        """credentials: for an Endpoint. A tunnel's end is guarded by its mode, and its way by SSH."""
+        self._where = endpoint.where
+        self._channel = _channel(endpoint, credentials)
         self._stub = agent_pb2_grpc.AgentStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     def describe(self) -> agent_pb2.DescribeReply:
@@ -240,6 +253,18 @@ class AgentReading:
             f"{self._where[0].upper()}{self._where[1:]} sent {what}.",
             "Run the backup again; if it stays, deploy the agent again.",
         )
+
+
+def _channel(endpoint: Endpoint | LocalEndpoint, credentials: Credentials | None) -> grpc.Channel:
+    if isinstance(endpoint, LocalEndpoint):
+        return grpc.insecure_channel(f"unix:{endpoint.path}", options=_CHANNEL_OPTIONS)
+    assert credentials is not None, "an agent is asked over TLS with both sides' certificates"
+    address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+    return grpc.secure_channel(
+        f"{address}:{endpoint.port}",
+        grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate),
+        options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", endpoint.server_name)],
+    )
 
 
 def _ticket(target: Target) -> agent_pb2.Ticket:
