@@ -10,11 +10,16 @@ The agent's configuration: one JSON file, written by `blockferry agent deploy`.
         "pid_file": "run/agent.pid",
         "workers": 4,
         "max_reads": 16,
-        "keepalive_seconds": 20
+        "keepalive_seconds": 20,
+        "socket_ports": [54331, 54340],
+        "socket_address": "192.0.2.10",
+        "clear_text": false,
+        "bytes_per_second": 0
     }
 
 Only `listen` is required, and `tls` as soon as a TCP port is in it. Relative paths are taken from the file's directory.
-The agent opens no port that is not in `listen`.
+The agent opens no port but those in `listen` and from the first to the last of `socket_ports`. The latter open for one
+client of the `netcat` transport each, at `socket_address`; without it, at the addresses of `listen` that are TCP.
 """
 
 from __future__ import annotations
@@ -63,6 +68,9 @@ class Config:
     pid_file: where the process's id stands while it serves.
     workers: connections that read one disk, 1 to 5.  max_reads: disks that are read at once.
     keepalive_seconds: pause between two signs of life for a ticket that is being read.
+    socket_ports: which may be opened for clients of `netcat`; empty for none.  socket_addresses: at which they are.
+    clear_text: such a client may do without TLS.
+    bytes_per_second: limit for all readings together, 0 for none.
     """
 
     listen: tuple[str, ...]
@@ -74,6 +82,10 @@ class Config:
     workers: int = 4
     max_reads: int = 16
     keepalive_seconds: float = 20.0
+    socket_ports: range = range(0)
+    socket_addresses: tuple[str, ...] = ()
+    clear_text: bool = False
+    bytes_per_second: int = 0
 
 
 def load(path: Path) -> Config:
@@ -103,9 +115,15 @@ def _config(section: _Section) -> Config:
         workers=section.get("workers", _whole_number(1, MAX_WORKERS), defaults.workers),
         max_reads=section.get("max_reads", _whole_number(1, 256), defaults.max_reads),
         keepalive_seconds=section.get("keepalive_seconds", _seconds, defaults.keepalive_seconds),
+        socket_ports=section.get("socket_ports", _ports, defaults.socket_ports),
+        socket_addresses=_socket_addresses(section),
+        clear_text=section.get("clear_text", _yes_or_no, defaults.clear_text),
+        bytes_per_second=section.get("bytes_per_second", _whole_number(0, 2**63 - 1), defaults.bytes_per_second),
     )
     for address in config.listen:
         _check_address(section, address, config.tls)
+    if config.socket_ports:
+        _check_sockets(section, config)
     for directory in config.nbd_directories:
         if not directory.startswith("/"):
             section.refuse("nbd_directories", "a list of absolute paths")
@@ -116,6 +134,23 @@ def _tls(section: _Section) -> Tls:
     tls = Tls(section.path("certificate"), section.path("key"), section.path("ca"))
     section.finish()
     return tls
+
+
+def _socket_addresses(section: _Section) -> tuple[str, ...]:
+    """Return the hosts at which sockets are opened: the one that is named, or those of `listen`."""
+    if "socket_address" in section:
+        return (section.get("socket_address", _text, None),)
+    matches = [_TCP_ADDRESS.fullmatch(address) for address in section.get("listen", _texts, None)]
+    return tuple(match[1].strip("[]") for match in matches if match is not None)
+
+
+def _check_sockets(section: _Section, config: Config) -> None:
+    if not config.socket_addresses:
+        section.refuse(
+            "socket_address", "there, because of socket_ports: the agent listens at no TCP address otherwise"
+        )
+    if config.tls is None and not config.clear_text:
+        section.refuse("tls", "there, because of socket_ports: sockets without TLS need clear_text")
 
 
 def _check_address(section: _Section, address: str, tls: Tls | None) -> None:
@@ -186,6 +221,20 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError("a list of texts that is not empty")
     return tuple(_text(item) for item in value)
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _ports(value: object) -> range:
+    """Parse the first and the last port."""
+    port = _whole_number(1, 65535)
+    if not isinstance(value, list) or len(value) != 2 or port(value[0]) > port(value[1]):
+        raise ValueError("a list of the first port and the last")
+    return range(value[0], value[1] + 1)
 
 
 def _whole_number(least: int, most: int) -> Callable[[object], int]:

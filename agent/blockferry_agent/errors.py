@@ -69,3 +69,8 @@ class ReadFailed(SourceError):
 
 class ProtocolError(SourceError):
     """The server of the disk answered nonsense: do not trust a byte of it."""
+
+
+def unexpected(error: Exception) -> Error:
+    """Return what a caller is told of a fault of the agent, whose details are in its log."""
+    return Error(f"The agent failed unexpectedly ({type(error).__name__}).", "See its log on the host.")
