@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import enum
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 from blockferry_agent.source import Extent
 from blockferry_agent.units import KiB, MiB
@@ -30,20 +30,25 @@ class Kind(enum.Enum):
     """The content that the reader was told the caller has at this place."""
 
 
+Data = Union[bytes, memoryview]
+"""A block's content, as whoever made the block has it in memory."""
+
+
 class Block(NamedTuple):
     """
     A range of the disk that was looked at.
 
     start, length: bytes.  kind: what it holds.
     digest: XXH3-128 of the content (16 bytes, canonical), empty for ZERO and SAME.
-    data: the content, `length` bytes, empty for ZERO and SAME. Belongs to the receiver.
+    data: the content, `length` bytes, empty for ZERO and SAME.  compressed: `data` is a zstd frame of it.
     """
 
     start: int
     length: int
     kind: Kind
     digest: bytes = b""
-    data: bytes = b""
+    data: Data = b""
+    compressed: bool = False
 
     @property
     def end(self) -> int:

@@ -16,6 +16,7 @@ from blockferry_agent.gate import Gate
 from blockferry_agent.imageio import Imageio, Ticket
 from blockferry_agent.keepalive import KeepAlive
 from blockferry_agent.reader import Reading
+from blockferry_agent.throttle import Throttle
 from blockferry_proto import agent_pb2
 
 log = logging.getLogger(__name__)
@@ -52,16 +53,24 @@ class Disks:
 
     imageio: the host's daemon.  keepalive: signs of life to it.  gate: limits.
     nbd_directories: the only ones in which sockets are opened.  workers: connections that read one disk.
+    throttle: the limit of speed for all readings together.
     """
 
     def __init__(
-        self, imageio: Imageio, keepalive: KeepAlive, gate: Gate, nbd_directories: Sequence[str], workers: int
+        self,
+        imageio: Imageio,
+        keepalive: KeepAlive,
+        gate: Gate,
+        nbd_directories: Sequence[str],
+        workers: int,
+        throttle: Throttle,
     ) -> None:
         self._imageio = imageio
         self._keepalive = keepalive
         self._gate = gate
         self._nbd_directories = nbd_directories
         self._workers = workers
+        self._throttle = throttle
 
     def ticket(self, message: agent_pb2.Ticket) -> Ticket:
         """Return what Image I/O knows of a ticket. Raises TicketNotFound, TicketRefused."""
@@ -89,7 +98,7 @@ class Disks:
             self.open(message.ticket, connections=workers + 1) as disk,
         ):
             request = requests.read_request(message, disk.size)
-            with reader.read(lambda: disk.connect(request.incremental), request, workers) as reading:
+            with reader.read(lambda: disk.connect(request.incremental), request, workers, [self._throttle]) as reading:
                 yield reading
         if reading.finished:
             summary = reading.summary

@@ -8,40 +8,46 @@ The block reader: from extents to blocks, read by several connections, handed ou
 Workers are threads that share the iterator of ranges; each has its own connection and buffer. None takes a range while
 too many blocks wait for the receiver, so a few windows are in memory, however large the disk and however slow the
 receiver. The first error stops everyone and is the one raised.
+
+A block's data is lent: it lies in a buffer that is used again when the receiver asks for the next block. So nothing
+is copied here, and a few buffers serve a whole disk.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Callable
 
-from blockferry_agent import blocks, digest, errors
+from blockferry_agent import blocks, compression, digest, errors
 from blockferry_agent.blocks import Block, Kind, Range, ReadRequest, Summary
 from blockferry_agent.source import Extent, Source
+from blockferry_agent.throttle import Throttle
 from blockferry_agent.units import MiB
 
 MAX_AHEAD = 8 * MiB
 """Bytes of blocks between the disk and the receiver, when windows are large; there are never fewer than two blocks."""
 
 _IN_TRANSIT = 5
-"""Copies of the block that the receiver has in hand: as messages, as their bytes, and what gRPC has yet to send."""
+"""The block that the receiver has in hand, compressed, as a message, and what gRPC has yet to send of it."""
 
 
-def read(open_source: Callable[[], Source], request: ReadRequest, workers: int) -> Reading:
+def read(
+    open_source: Callable[[], Source], request: ReadRequest, workers: int, throttles: Sequence[Throttle] = ()
+) -> Reading:
     """
     Return a reading, which starts when it is iterated.
 
     open_source: connects to the disk. Called by several threads: once for the extents, at most once for each worker.
-    workers: threads that read, 1 or more.
+    workers: threads that read, 1 or more.  throttles: limits of speed beside the request's own.
     """
-    return Reading(open_source, request, workers)
+    return Reading(open_source, request, workers, throttles)
 
 
 def memory(workers: int, window: int) -> int:
     """Return the bytes that a reading needs at most, with what its receiver makes of the block that it has in hand."""
-    ahead = _max_taken(workers, window)
-    return (min(workers, ahead) + ahead + _IN_TRANSIT) * window
+    return (_max_taken(workers, window) + _IN_TRANSIT) * window
 
 
 def _max_taken(workers: int, window: int) -> int:
@@ -51,15 +57,19 @@ def _max_taken(workers: int, window: int) -> int:
 
 class Reading:
     """
-    Blocks of a range of a disk, in disk order. Iterated once, by one thread.
+    Blocks of a range of a disk, in disk order. Iterated once, by one thread. A block's data is good until the next
+    block is asked for.
 
     Iterating raises the first error of the source. When the iterator ends, raises or is dropped, the workers have
     stopped and their connections are closed.
     """
 
-    def __init__(self, open_source: Callable[[], Source], request: ReadRequest, workers: int) -> None:
+    def __init__(
+        self, open_source: Callable[[], Source], request: ReadRequest, workers: int, throttles: Sequence[Throttle]
+    ) -> None:
         self._open_source = open_source
         self._request = request
+        self._throttles = [Throttle(request.bytes_per_second), *throttles]
         self._dirty = 0
         self._summary: Summary | None = None
 
@@ -73,22 +83,24 @@ class Reading:
         self._workers = min(workers, self._max_taken)
         self._taken = 0
         self._handed_out = 0
-        self._ready: dict[int, Block] = {}
+        self._ready: dict[int, tuple[Block, bytearray | None]] = {}
+        self._free: list[bytearray] = []
+        self._lent: bytearray | None = None
         self._read = 0
+        self._moved = 0
+        self._stalled = 0.0
         self._error: BaseException | None = None
         self._stopped = False
 
     def __iter__(self) -> Iterator[Block]:
-        moved = 0
         try:
             self._start()
             while True:
                 block = self._next()
                 if block is None:
                     break
-                moved += len(block.data)
                 yield block
-            self._summary = Summary(self._handed_out, self._dirty, self._read, moved)
+            self._summary = Summary(self._handed_out, self._dirty, self._read, self._moved, self._stalled)
         finally:
             self.close()
 
@@ -96,6 +108,11 @@ class Reading:
     def finished(self) -> bool:
         """Whether the last block was handed out."""
         return self._summary is not None
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that were read from the disk so far."""
+        return self._read
 
     @property
     def summary(self) -> Summary:
@@ -137,13 +154,15 @@ class Reading:
     def _next(self) -> Block | None:
         """Wait for the next block in disk order; None behind the last."""
         with self._changed:
+            self._give_back(self._lent)
+            self._lent = None
             while self._handed_out not in self._ready:
                 self._raise_if_ended()
                 if not self._running:
                     return None
                 self._changed.wait()
             self._raise_if_ended()
-            block = self._ready.pop(self._handed_out)
+            block, self._lent = self._ready.pop(self._handed_out)
             self._handed_out += 1
             self._changed.notify_all()
             return block
@@ -158,7 +177,6 @@ class Reading:
 
     def _work(self) -> None:
         source: Source | None = None
-        buffer = bytearray()
         try:
             while True:
                 taken = self._take()
@@ -166,13 +184,14 @@ class Reading:
                     break
                 number, piece = taken
                 if piece.zero:
-                    self._put(number, Block(piece.start, piece.length, Kind.ZERO), read=0)
+                    self._put(number, Block(piece.start, piece.length, Kind.ZERO), None)
                     continue
                 if source is None:
-                    source, buffer = self._open_source(), bytearray(self._request.window)
+                    source = self._open_source()
+                buffer = self._buffer()
                 view = memoryview(buffer)[: piece.length]
                 source.readinto(piece.start, view)
-                self._put(number, self._block(piece, view), read=piece.length)
+                self._put(number, self._block(piece, view), buffer)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -187,15 +206,34 @@ class Reading:
         with self._taking:
             with self._changed:
                 while self._taken - self._handed_out >= self._max_taken and not self._stopped:
+                    began = time.monotonic()
                     self._changed.wait()
+                    self._stalled += time.monotonic() - began
                 if self._stopped:
                     return None
             piece = next(self._ranges, None)
-            if piece is None:
+            if piece is None or not self._is_let_through(piece):
                 return None
             number = self._taken
             self._taken += 1
             return number, piece
+
+    def _is_let_through(self, piece: Range) -> bool:
+        """Wait until the limits of speed allow to read a range; False when the reading was stopped meanwhile."""
+        if piece.zero:
+            return True
+        pause = max(throttle.reserve(piece.length) for throttle in self._throttles)
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._stopped, timeout=pause)
+
+    def _buffer(self) -> bytearray:
+        """Return a buffer of a window's length; there are never more of them than blocks may be on their way."""
+        with self._changed:
+            return self._free.pop() if self._free else bytearray(self._request.window)
+
+    def _give_back(self, buffer: bytearray | None) -> None:
+        if buffer is not None:
+            self._free.append(buffer)
 
     def _block(self, piece: Range, view: memoryview) -> Block:
         """Return the block of what was read."""
@@ -205,12 +243,23 @@ class Reading:
             return Block(start, length, Kind.ZERO)
         if self._request.known.get((start, length)) == xxh3:
             return Block(start, length, Kind.SAME)
-        return Block(start, length, Kind.DATA, xxh3, bytes(view))
+        if self._request.compress:
+            compressed = compression.compress(view)
+            if compressed is not None:
+                return Block(start, length, Kind.DATA, xxh3, compressed, compressed=True)
+        return Block(start, length, Kind.DATA, xxh3, view)
 
-    def _put(self, number: int, block: Block, read: int) -> None:
+    def _put(self, number: int, block: Block, buffer: bytearray | None) -> None:
+        """Have a block ready. buffer: that it was read into."""
         with self._changed:
-            self._ready[number] = block
-            self._read += read
+            if buffer is not None:
+                self._read += block.length
+            if block.kind is Kind.DATA:
+                self._moved += block.length
+            if block.kind is not Kind.DATA or block.compressed:
+                self._give_back(buffer)
+                buffer = None
+            self._ready[number] = block, buffer
             self._changed.notify_all()
 
     def _fail(self, error: BaseException) -> None:

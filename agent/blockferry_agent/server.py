@@ -12,13 +12,14 @@ from typing import Callable
 
 import grpc
 
+from blockferry_agent import service, tls, wire
 from blockferry_agent.config import UNIX_PREFIX, Config, ConfigError, Tls
 from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
 from blockferry_agent.imageio import Imageio
 from blockferry_agent.keepalive import KeepAlive
-from blockferry_agent.service import Service
-from blockferry_proto import agent_pb2_grpc
+from blockferry_agent.netcat import Netcat
+from blockferry_agent.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ _SPARE_THREADS = 8
 _OPTIONS = [
     # Two agents on one port would share its connections.
     ("grpc.so_reuseport", 0),
+    *wire.LARGE_MESSAGES,
     # A controller that vanished without a word is noticed within a minute, and ours may look after us as often.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -50,10 +52,19 @@ def run(config: Config, wait: Callable[[], object]) -> None:
     imageio = Imageio(config.control_socket, config.data_socket)
     gate = Gate(config.max_reads)
     keepalive = KeepAlive(imageio.touch, config.keepalive_seconds)
-    disks = Disks(imageio, keepalive, gate, config.nbd_directories, config.workers)
+    throttle = Throttle(config.bytes_per_second)
+    disks = Disks(imageio, keepalive, gate, config.nbd_directories, config.workers, throttle)
+    netcat = Netcat(
+        disks,
+        config.max_reads,
+        config.socket_addresses,
+        config.socket_ports,
+        None if config.tls is None else tls.server_context(config.tls),
+        config.clear_text,
+    )
     threads = concurrent.futures.ThreadPoolExecutor(2 * config.max_reads + _SPARE_THREADS, thread_name_prefix="call")
     server = grpc.server(threads, options=_OPTIONS)
-    agent_pb2_grpc.add_AgentServicer_to_server(Service(disks, gate), server)  # type: ignore[no-untyped-call]  # generated
+    service.serve(service.Service(disks, gate, netcat), server)
     for address in config.listen:
         _listen(server, address, config.tls)
     server.start()
@@ -64,10 +75,11 @@ def run(config: Config, wait: Callable[[], object]) -> None:
             log.info("stopping")
     finally:
         gate.close()
+        netcat.close()
         server.stop(GRACE).wait()
 
 
-def _listen(server: grpc.Server, address: str, tls: Tls | None) -> None:
+def _listen(server: grpc.Server, address: str, files: Tls | None) -> None:
     try:
         if address.startswith(UNIX_PREFIX):
             before = os.umask(0o177)  # the socket is for this user alone
@@ -76,8 +88,8 @@ def _listen(server: grpc.Server, address: str, tls: Tls | None) -> None:
             finally:
                 os.umask(before)
         else:
-            assert tls is not None
-            server.add_secure_port(address, _credentials(tls))
+            assert files is not None
+            server.add_secure_port(address, _credentials(files))
     except RuntimeError:
         raise ConfigError(
             f"The agent cannot listen at {address}.",
@@ -86,9 +98,9 @@ def _listen(server: grpc.Server, address: str, tls: Tls | None) -> None:
         ) from None
 
 
-def _credentials(tls: Tls) -> grpc.ServerCredentials:
+def _credentials(files: Tls) -> grpc.ServerCredentials:
     try:
-        key, certificate, ca = (path.read_bytes() for path in (tls.key, tls.certificate, tls.ca))
+        key, certificate, ca = (path.read_bytes() for path in (files.key, files.certificate, files.ca))
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}.", "Deploy the agent again.") from None
     return grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)

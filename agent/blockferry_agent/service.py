@@ -17,41 +17,39 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import message_factory
 
-from blockferry_agent import __version__, blocks, errors, requests, status
-from blockferry_agent.blocks import Block, Kind, Summary
+from blockferry_agent import __version__, blocks, errors, requests, status, wire
+from blockferry_agent.blocks import Block, Summary
 from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
+from blockferry_agent.netcat import Netcat
 from blockferry_agent.source import Extent
-from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
+from blockferry_agent.tls import CONTROLLER_ROLE
+from blockferry_proto import PROTOCOL, agent_pb2
 
 log = logging.getLogger(__name__)
-
-CONTROLLER_ROLE = b"blockferry:controller"
-"""URI name in the only certificates that are served; hosts' own have another (`blockferry.deploy.pki`)."""
 
 MAX_EXTENTS = 4096
 """Extents in one message."""
 
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
-_KINDS = {
-    Kind.DATA: agent_pb2.Block.KIND_DATA,
-    Kind.ZERO: agent_pb2.Block.KIND_ZERO,
-    Kind.SAME: agent_pb2.Block.KIND_SAME,
-}
+
+_CONTRACT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
 
 
-class Service(agent_pb2_grpc.AgentServicer):
+class Service:
     """
-    The service. Its methods run in threads of the gRPC server.
+    The service, a method for each of the contract's. They run in threads of the gRPC server.
 
-    disks: what tickets open.  gate: limits.
+    disks: what tickets open.  gate: limits.  netcat: opens sockets.
     """
 
-    def __init__(self, disks: Disks, gate: Gate) -> None:
+    def __init__(self, disks: Disks, gate: Gate, netcat: Netcat) -> None:
         self._disks = disks
         self._gate = gate
+        self._netcat = netcat
         self._started = time.monotonic()
 
     def Describe(  # noqa: N802 -- the contract's name
@@ -94,14 +92,37 @@ class Service(agent_pb2_grpc.AgentServicer):
 
     def ReadBlocks(  # noqa: N802 -- the contract's name
         self, request: agent_pb2.ReadBlocksRequest, context: grpc.ServicerContext
-    ) -> Iterator[agent_pb2.ReadBlocksReply]:
+    ) -> Iterator[Block | Summary]:
+        """Yield what `wire` makes messages of, before the next is asked for: blocks are lent."""
         with _border(context, f"read {_label(request)}"):
             with self._disks.reading(request) as reading:
                 if not context.add_callback(reading.stop):
                     return  # the caller is gone already
-                for block in reading:
-                    yield agent_pb2.ReadBlocksReply(block=_block(block))
-            yield agent_pb2.ReadBlocksReply(summary=_summary(reading.summary))
+                yield from reading
+            yield reading.summary
+
+    def OpenSocket(  # noqa: N802 -- the contract's name
+        self, request: agent_pb2.OpenSocketRequest, context: grpc.ServicerContext
+    ) -> agent_pb2.OpenSocketReply:
+        with _border(context, f"open a socket {_label(request)}"):
+            self._disks.ticket(request.ticket)
+            return self._netcat.open(request.ticket, request.clear_text)
+
+
+def serve(service: Service, server: grpc.Server) -> None:
+    """Have the server offer the service. Messages with blocks are made by `wire`, all others by protobuf."""
+    handlers = {}
+    for method in _CONTRACT.methods:
+        answer: Any = getattr(service, method.name)
+        decode = message_factory.GetMessageClass(method.input_type).FromString
+        encode: Any = message_factory.GetMessageClass(method.output_type).SerializeToString
+        if method.name == "ReadBlocks":
+            encode = wire.encode
+        if method.server_streaming:
+            handlers[method.name] = grpc.unary_stream_rpc_method_handler(answer, decode, encode)
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(answer, decode, encode)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_CONTRACT.full_name, handlers),))
 
 
 # Errors and callers
@@ -118,10 +139,7 @@ def _border(context: grpc.ServicerContext, call: str) -> Iterator[None]:
         _abort(context, error)
     except Exception as error:
         log.exception("%s: failed unexpectedly", call)
-        _abort(
-            context,
-            errors.Error(f"The agent failed unexpectedly ({type(error).__name__}).", "See its log on the host."),
-        )
+        _abort(context, errors.unexpected(error))
 
 
 def _check_caller(context: grpc.ServicerContext) -> None:
@@ -132,7 +150,7 @@ def _check_caller(context: grpc.ServicerContext) -> None:
     """
     # types-grpcio has the values as plain bytes; they are lists.
     secure: Mapping[str, Sequence[bytes]] = context.auth_context()  # type: ignore[assignment]
-    if secure.get("transport_security_type") == [b"ssl"] and secure.get("peer_uri") != [CONTROLLER_ROLE]:
+    if secure.get("transport_security_type") == [b"ssl"] and secure.get("peer_uri") != [CONTROLLER_ROLE.encode()]:
         log.warning("refused %s, whose certificate is no controller's", context.peer())
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "The agent serves only Blockferry's controller.")
 
@@ -159,22 +177,6 @@ def _pages(extents: Iterator[Extent]) -> Iterator[agent_pb2.ListExtentsReply]:
             page = agent_pb2.ListExtentsReply()
     if page.extents:
         yield page
-
-
-def _block(block: Block) -> agent_pb2.Block:
-    return agent_pb2.Block(
-        kind=_KINDS[block.kind], start=block.start, length=block.length, xxh3=block.digest, data=block.data
-    )
-
-
-def _summary(summary: Summary) -> agent_pb2.Summary:
-    return agent_pb2.Summary(
-        blocks=summary.blocks,
-        dirty_bytes=summary.dirty,
-        read_bytes=summary.read,
-        moved_bytes=summary.moved,
-        stalled_seconds=summary.stalled,
-    )
 
 
 def _resident_bytes() -> int:

@@ -21,7 +21,9 @@ from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
 from blockferry_agent.keepalive import KeepAlive
 from blockferry_agent.nbd import Address
-from blockferry_agent.service import Service
+from blockferry_agent.netcat import Netcat
+from blockferry_agent.service import Service, serve
+from blockferry_agent.throttle import Throttle
 from blockferry_agent.units import KiB, MiB
 from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
 from tests.unit import nbd_servers
@@ -410,9 +412,10 @@ def test_a_fault_of_the_agent_ends_in_a_sentence_and_its_traceback_in_the_log(
 
     broken = Broken()
     gate = Gate(1)
-    service = Service(Disks(broken, KeepAlive(broken.touch, 20), gate, [], 1), gate)  # type: ignore[arg-type]
+    disks = Disks(broken, KeepAlive(broken.touch, 20), gate, [], 1, Throttle(0))  # type: ignore[arg-type]
+    service = Service(disks, gate, Netcat(disks, 1, [], range(0), None, clear_text=False))
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
-    agent_pb2_grpc.add_AgentServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    serve(service, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     server.start()
     try:

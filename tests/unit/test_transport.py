@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from blockferry import errors
 from blockferry.transport import imageio
 from blockferry.transport.disk import Disk, Target, Transport
-from blockferry.transport.grpc_agent import AgentReading, Credentials, Endpoint, GrpcTransport
+from blockferry.transport.grpc_agent import Agent, AgentReading, Credentials, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
+from blockferry.transport.netcat import NetcatTransport
 from blockferry_agent import digest
 from blockferry_agent import errors as agent_errors
 from blockferry_agent.blocks import Block, Kind, ReadRequest
@@ -50,17 +52,42 @@ def address(host: Host) -> Iterator[Address]:
 
 @pytest.fixture(scope="module")
 def endpoint(host: Host) -> Iterator[Endpoint]:
-    with host.serving() as listening:
+    first = processes.free_port()
+    with host.serving(socket_ports=[first, min(first + 9, 65535)], clear_text=True) as listening:
         name, port = listening.rsplit(":", 1)
         yield Endpoint(name, int(port), name)
 
 
-@pytest.fixture(params=["grpc", "imageio"])
-def transport(request: pytest.FixtureRequest, host: Host, endpoint: Endpoint) -> Transport:
-    if request.param == "imageio":
-        return ImageioTransport(str(host.directory / "ca.pem"))
+def credentials(host: Host) -> Credentials:
     own = host.pki.controller()
-    return GrpcTransport(Credentials(host.pki.certificate, own.certificate, own.key), lambda target: endpoint)
+    return Credentials(host.pki.certificate, own.certificate, own.key)
+
+
+def imageio_transport(host: Host, endpoint: Endpoint) -> Transport:
+    return ImageioTransport(str(host.directory / "ca.pem"))
+
+
+def grpc_transport(host: Host, endpoint: Endpoint) -> Transport:
+    return GrpcTransport(credentials(host), lambda target: endpoint)
+
+
+def netcat_transport(host: Host, endpoint: Endpoint, clear_text: bool = False) -> Transport:
+    own = credentials(host)
+    return NetcatTransport(lambda target: Agent(endpoint, own), lambda target: endpoint, own, clear_text)
+
+
+# One contract for all: a transport is added by a line here.
+TRANSPORTS = {
+    "grpc": grpc_transport,
+    "imageio": imageio_transport,
+    "netcat": netcat_transport,
+    "netcat in clear text": functools.partial(netcat_transport, clear_text=True),
+}
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest, host: Host, endpoint: Endpoint) -> Transport:
+    return TRANSPORTS[request.param](host, endpoint)
 
 
 @pytest.fixture
@@ -182,8 +209,8 @@ class Call:
     def __init__(self, replies: Iterable[agent_pb2.ReadBlocksReply]) -> None:
         self._replies = replies
 
-    def __iter__(self) -> Iterator[agent_pb2.ReadBlocksReply]:
-        return iter(self._replies)
+    def __iter__(self) -> Iterator[bytes]:
+        return (reply.SerializeToString() for reply in self._replies)
 
     def cancel(self) -> bool:
         return True

@@ -18,7 +18,7 @@ from blake3 import blake3
 from blockferry import errors
 from blockferry.repository import layout
 from blockferry.repository.store import Store
-from blockferry_agent.blocks import MAX_WINDOW
+from blockferry_agent.blocks import MAX_WINDOW, Data
 
 Compression = Literal["zstd", "none"]
 
@@ -63,7 +63,7 @@ class Chunks:
         self._lock = threading.Lock()
         self._trusted: dict[bytes, None] = {}
 
-    def put(self, data: bytes) -> Stored:
+    def put(self, data: Data) -> Stored:
         """
         Store `data`. It is durable when the batch is committed, not before.
 
@@ -113,7 +113,7 @@ class Chunks:
             return False
         return True
 
-    def _encode(self, data: bytes) -> bytes:
+    def _encode(self, data: Data) -> bytes:
         storage, payload = _PLAIN, data
         if self._compression == "zstd":
             compressed = self._codec.compressor.compress(data)

@@ -31,10 +31,16 @@ class Reading(Protocol):
     """
     Blocks of a range of a disk, in disk order. Iterated once, by one thread.
 
+    A block's data is its receiver's, and is not compressed any more.
+
     `close` stops the reading and gives back what it holds, at any moment and from any thread.
     """
 
     def __iter__(self) -> Iterator[Block]: ...
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes that came for it so far, messages with their heads; what TLS, TCP or SSH add is not known here."""
 
     @property
     def summary(self) -> Summary:

@@ -10,10 +10,12 @@ from typing import NamedTuple, Protocol
 import grpc
 
 from blockferry import errors
+from blockferry.transport import content
 from blockferry.transport.disk import Reading, Target
+from blockferry.transport.tally import Tally
 from blockferry_agent import errors as agent_errors
-from blockferry_agent import status
-from blockferry_agent.blocks import MAX_WINDOW, Block, Kind, ReadRequest, Summary
+from blockferry_agent import status, wire
+from blockferry_agent.blocks import MAX_WINDOW, Block, ReadRequest, Summary
 from blockferry_agent.units import KiB
 from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
 
@@ -24,14 +26,10 @@ PROBE_TIMEOUT = 10.0
 KEEPALIVE = 20
 PING_TIMEOUT = 20
 
-_KINDS = {
-    agent_pb2.Block.KIND_DATA: Kind.DATA,
-    agent_pb2.Block.KIND_ZERO: Kind.ZERO,
-    agent_pb2.Block.KIND_SAME: Kind.SAME,
-}
-
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_WINDOW + 64 * KiB),
+    # A block in one frame, read from the socket in large pieces.
+    *wire.LARGE_MESSAGES,
     # A host that vanished without a word, or an agent that hangs, is noticed within so many seconds, also when nothing
     # is being sent. Two limits, because the first does not count while another ping of gRPC's own is under way.
     ("grpc.keepalive_time_ms", KEEPALIVE * 1000),
@@ -96,13 +94,7 @@ class GrpcTransport:
         """See `disk.Transport.open`."""
         agent = Agent(self._endpoint_of(target), self._credentials)
         try:
-            agent.describe()
-            size = agent.disk_size(target)
-            if size != target.size:
-                raise agent_errors.ProtocolError(
-                    f"The engine says that the disk has {target.size} bytes, "
-                    f"the agent on {target.host_name} sees {size}."
-                )
+            agent.probe(target)
         except BaseException:
             agent.close()
             raise
@@ -122,6 +114,10 @@ class Agent:
         self._where = endpoint.where
         self._channel = _channel(endpoint, credentials)
         self._stub = agent_pb2_grpc.AgentStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        # Its messages are taken apart by `wire`, in the thread that wants their blocks.
+        self._read_blocks: Callable[[agent_pb2.ReadBlocksRequest], _Call] = self._channel.unary_stream(
+            wire.METHOD, request_serializer=agent_pb2.ReadBlocksRequest.SerializeToString
+        )
 
     def describe(self) -> agent_pb2.DescribeReply:
         """Ask who is there. Refuses an agent that speaks another protocol."""
@@ -142,22 +138,25 @@ class Agent:
             )
         return reply.size_bytes
 
+    def probe(self, target: Target) -> None:
+        """Raise unless the agent can read the disk, and sees in it what the engine sees."""
+        self.describe()
+        size = self.disk_size(target)
+        if size != target.size:
+            raise agent_errors.ProtocolError(
+                f"The engine says that the disk has {target.size} bytes, the agent on {target.host_name} sees {size}."
+            )
+
+    def open_socket(self, target: Target, clear_text: bool) -> agent_pb2.OpenSocketReply:
+        """Have a TCP port opened for one client of the disk."""
+        request = agent_pb2.OpenSocketRequest(ticket=_ticket(target), clear_text=clear_text)
+        with self._border():
+            reply: agent_pb2.OpenSocketReply = self._stub.OpenSocket(request, timeout=PROBE_TIMEOUT)
+        return reply
+
     def read(self, target: Target, request: ReadRequest) -> AgentReading:
         """Start a reading."""
-        call = self._stub.ReadBlocks(
-            agent_pb2.ReadBlocksRequest(
-                ticket=_ticket(target),
-                start=request.start,
-                length=request.length,
-                incremental=request.incremental,
-                window_bytes=request.window,
-                whole_windows=sorted(request.whole_windows),
-                known=[
-                    agent_pb2.KnownBlock(start=start, length=length, xxh3=xxh3)
-                    for (start, length), xxh3 in sorted(request.known.items())
-                ],
-            )
-        )
+        call = self._read_blocks(read_message(target, request))
         return AgentReading(call, self._border, self._where)
 
     def close(self) -> None:
@@ -193,9 +192,9 @@ class AgentDisk:
 
 
 class _Call(Protocol):
-    """A call whose replies come as a stream."""
+    """A call whose replies come as a stream of messages."""
 
-    def __iter__(self) -> Iterator[agent_pb2.ReadBlocksReply]: ...
+    def __iter__(self) -> Iterator[bytes]: ...
 
     def cancel(self) -> bool: ...
 
@@ -213,23 +212,23 @@ class AgentReading:
         self._border = border
         self._where = where
         self._summary: Summary | None = None
+        self.wire_bytes = 0
 
     def __iter__(self) -> Iterator[Block]:
-        blocks = covered = moved = 0
+        tally = Tally(self._where)
         with self._border():
-            for reply in self._call:
-                if reply.WhichOneof("reply") == "summary":
-                    self._summary = _summary(reply.summary)
+            for message in self._call:
+                self.wire_bytes += len(message)
+                reply = wire.decode(message)
+                if isinstance(reply, Summary):
+                    self._summary = reply
                     continue
-                block = self._block(reply.block)
-                blocks += 1
-                covered += block.length
-                moved += len(block.data)
+                block = content.plain(reply)
+                tally.add(block)
                 yield block
         if self._summary is None:
             raise errors.TransportError(f"The stream of {self._where} ended early.", "Run the backup again.")
-        if (self._summary.blocks, self._summary.moved) != (blocks, moved) or covered < self._summary.dirty:
-            raise self._nonsense("less than it counted")
+        tally.check(self._summary)
 
     @property
     def summary(self) -> Summary:
@@ -241,18 +240,23 @@ class AgentReading:
         """See `disk.Reading.close`."""
         self._call.cancel()
 
-    def _block(self, message: agent_pb2.Block) -> Block:
-        """Return the block in `message`. Whether it is the right one, its receiver checks."""
-        kind = _KINDS.get(message.kind)
-        if kind is None:
-            raise self._nonsense(f"a block of kind {message.kind}")
-        return Block(message.start, message.length, kind, message.xxh3, message.data)
 
-    def _nonsense(self, what: str) -> agent_errors.ProtocolError:
-        return agent_errors.ProtocolError(
-            f"{self._where[0].upper()}{self._where[1:]} sent {what}.",
-            "Run the backup again; if it stays, deploy the agent again.",
-        )
+def read_message(target: Target, request: ReadRequest) -> agent_pb2.ReadBlocksRequest:
+    """Return a request as an agent takes it."""
+    return agent_pb2.ReadBlocksRequest(
+        ticket=_ticket(target),
+        start=request.start,
+        length=request.length,
+        incremental=request.incremental,
+        window_bytes=request.window,
+        whole_windows=sorted(request.whole_windows),
+        known=[
+            agent_pb2.KnownBlock(start=start, length=length, xxh3=xxh3)
+            for (start, length), xxh3 in sorted(request.known.items())
+        ],
+        compress=request.compress,
+        bytes_per_second=request.bytes_per_second,
+    )
 
 
 def _channel(endpoint: Endpoint | LocalEndpoint, credentials: Credentials | None) -> grpc.Channel:
@@ -269,12 +273,6 @@ def _channel(endpoint: Endpoint | LocalEndpoint, credentials: Credentials | None
 
 def _ticket(target: Target) -> agent_pb2.Ticket:
     return agent_pb2.Ticket(ticket_id=target.ticket_id, transfer_id=target.transfer_id)
-
-
-def _summary(message: agent_pb2.Summary) -> Summary:
-    return Summary(
-        message.blocks, message.dirty_bytes, message.read_bytes, message.moved_bytes, message.stalled_seconds
-    )
 
 
 def _error(error: grpc.RpcError, where: str) -> agent_errors.Error:

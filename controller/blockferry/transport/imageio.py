@@ -7,6 +7,7 @@ No agent takes part; the block reader runs here, over this source, and yields th
 from __future__ import annotations
 
 import bisect
+import collections
 import contextlib
 import http.client
 import itertools
@@ -29,6 +30,7 @@ from blockferry_agent import errors as agent_errors
 from blockferry_agent import reader
 from blockferry_agent.blocks import Block, ReadRequest, Summary
 from blockferry_agent.source import Extent
+from blockferry_agent.throttle import Throttle
 from blockferry_agent.units import MiB
 
 # Image I/O serves a ticket to 8 connections. Each is one more client of the same NBD server, which hangs at the ninth,
@@ -47,12 +49,14 @@ class ImageioTransport:
     Reads through Image I/O.
 
     ca_file: PEM file with the CA that signed the hosts' certificates (the engine's CA).
+    bytes_per_second: limit for what is read of one host; 0 means none. Agents keep it themselves, for all controllers.
     """
 
     name = "imageio"
 
-    def __init__(self, ca_file: str) -> None:
+    def __init__(self, ca_file: str, bytes_per_second: int = 0) -> None:
         self._ca_file = ca_file
+        self._throttles: dict[str, Throttle] = collections.defaultdict(lambda: Throttle(bytes_per_second))
 
     def open(self, target: Target) -> ImageioDisk:
         """See `disk.Transport.open`. Takes the engine's proxy when the host itself cannot be reached."""
@@ -66,7 +70,7 @@ class ImageioTransport:
             return disk
 
     def _open(self, target: Target, url: str) -> ImageioDisk:
-        disk = ImageioDisk(target, url, self._ca_file)
+        disk = ImageioDisk(target, url, self._ca_file, [self._throttles[target.host_address]])
         disk.connect().close()
         return disk
 
@@ -81,9 +85,10 @@ class ImageioDisk:
 
     remark = ""
 
-    def __init__(self, target: Target, url: str, ca_file: str) -> None:
-        """url: of the ticket, at the host or at the proxy."""
+    def __init__(self, target: Target, url: str, ca_file: str, throttles: Sequence[Throttle] = ()) -> None:
+        """url: of the ticket, at the host or at the proxy.  throttles: limits of speed."""
         self.size = target.size
+        self.throttles = throttles
         self._target = target
         self._url = url
         self._ca_file = ca_file
@@ -122,13 +127,22 @@ class ImageioReading:
 
     def __init__(self, disk: ImageioDisk, request: ReadRequest) -> None:
         self._disk = disk
-        self._reading = reader.read(self._connect, request, workers=WORKERS)
+        # Compressing is for those who send; nobody does here.
+        request = request._replace(compress=False)
+        self._reading = reader.read(self._connect, request, WORKERS, disk.throttles)
         self._changed = threading.Condition()  # guards all below
         self._sources: list[ImageioSource] = []
         self._closed = False
 
     def __iter__(self) -> Iterator[Block]:
-        return iter(self._reading)
+        for block in self._reading:
+            # The reader lends its data.
+            yield block._replace(data=bytes(block.data))
+
+    @property
+    def wire_bytes(self) -> int:
+        """See `disk.Reading.wire_bytes`. Of the answers to reads: the bodies, without HTTP's heads."""
+        return self._reading.read_bytes
 
     @property
     def summary(self) -> Summary:
