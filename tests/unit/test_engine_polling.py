@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
+from blockferry import errors
 from blockferry.engine import polling
 
 
@@ -49,3 +51,20 @@ def test_a_slow_caller_gets_no_more_looks(clock: Clock) -> None:
         looks += 1
         clock.now += 10
     assert looks == 1
+
+
+def test_patience_that_ends_wakes_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "FIRST_PAUSE", 60)
+    monkeypatch.setattr(polling, "LONGEST_PAUSE", 60)
+    patience = polling.Patience()
+    started = time.monotonic()
+    with pytest.raises(errors.Interrupted):
+        for _ in polling.ticks(60, patience):
+            threading.Timer(0.01, patience.end).start()
+    assert time.monotonic() - started < 30
+    with pytest.raises(errors.Interrupted):
+        list(polling.ticks(60, patience))
+
+
+def test_patience_that_lasts_changes_nothing() -> None:
+    assert len(list(polling.ticks(0.2, polling.Patience()))) == 3

@@ -56,6 +56,7 @@ class Backup:
         self._session = session
         self._request = request
         self._journal = journal
+        self._patience = polling.Patience()
         self._open: set[str] = set()
         self._lock = threading.Lock()
 
@@ -64,7 +65,8 @@ class Backup:
         """
         Open the way to one disk; leaving the block ends it.
 
-        Raises CheckpointUnusable when the disk's bitmap cannot be served (cold and hybrid: it shows only now).
+        Raises CheckpointUnusable when the disk's bitmap cannot be served (cold and hybrid: it shows only now), and
+        Interrupted after `stop_waiting`.
         """
         self._check_vm()
         correlation_id = events.new_correlation_id()
@@ -79,6 +81,10 @@ class Backup:
             raise
         finally:
             self._closed(transfer_id)
+
+    def stop_waiting(self) -> None:
+        """Let threads that wait for a transfer, and those that will, raise Interrupted at once. From any thread."""
+        self._patience.end()
 
     def finish(self) -> None:
         """End a backup that was read. Raises EngineError when the engine says that it failed after all."""
@@ -124,7 +130,7 @@ class Backup:
 
     def _wait_for_ticket(self, transfer_id: str, disk: BackupDisk, correlation_id: str) -> Transfer:
         try:
-            return transfers.wait_for_ticket(self._session, transfer_id, disk, correlation_id)
+            return transfers.wait_for_ticket(self._session, transfer_id, disk, correlation_id, self._patience)
         except transfers.Lost as lost:
             if disk.incremental and self.mode != "live":
                 # qemu-nbd starts with the transfer, and does not when the bitmap is broken or missing.

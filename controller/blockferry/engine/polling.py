@@ -5,8 +5,11 @@ How long to wait for the engine, and how often to look.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator
+
+from blockferry import errors
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
@@ -42,12 +45,34 @@ class Deadlines:
     checkpoint: float = 300
 
 
-def ticks(seconds: float) -> Iterator[None]:
+class Patience:
+    """
+    The patience of threads that wait for the engine: it can be ended, by any thread, and stays so.
+
+    Waits that clean up have none of it: they must come to their end.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Let those who wait with it raise Interrupted, at once."""
+        self._ended.set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait. Raises Interrupted."""
+        if self._ended.wait(seconds):
+            raise errors.Interrupted("The waiting for the engine was stopped.")
+
+
+def ticks(seconds: float, patience: Patience | None = None) -> Iterator[None]:
     """
     Yield at once, then after growing pauses, and for the last time when `seconds` have passed.
 
-    A caller that finds what it waits for leaves the loop; one that falls out of it was too late.
+    A caller that finds what it waits for leaves the loop; one that falls out of it was too late. Raises Interrupted
+    when the patience ends before.
     """
+    wait = patience.pause if patience else time.sleep
     end = time.monotonic() + seconds
     pause = FIRST_PAUSE
     while True:
@@ -55,5 +80,5 @@ def ticks(seconds: float) -> Iterator[None]:
         left = end - time.monotonic()
         if left <= 0:
             return
-        time.sleep(min(pause, left))
+        wait(min(pause, left))
         pause = min(pause * GROWTH, LONGEST_PAUSE)

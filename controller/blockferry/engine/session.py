@@ -80,14 +80,15 @@ class Session:
         self._note(None)
         return answer
 
-    def ask(self, task: str, request: Callable[[Api], T]) -> T:
+    def ask(self, task: str, request: Callable[[Api], T], patience: polling.Patience | None = None) -> T:
         """
         Like call, but a request that may be repeated: rides out an engine that is away.
 
         Gives up with EngineUnreachable when the engine has been away for `deadlines.outage`, counted from the first
         request of any thread that it left unanswered: so a clean-up after an outage does not wait for another one.
+        Raises Interrupted when the patience ends.
         """
-        for _ in polling.ticks(self.deadlines.outage):
+        for _ in polling.ticks(self.deadlines.outage, patience):
             try:
                 return self.call(task, request)
             except errors.EngineUnreachable as error:

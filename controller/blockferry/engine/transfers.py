@@ -63,15 +63,18 @@ def request(session: Session, backup_id: str, disk: BackupDisk, correlation_id: 
         return found[0] if found else str(session.call(task, add).id)
 
 
-def wait_for_ticket(session: Session, transfer_id: str, disk: BackupDisk, correlation_id: str) -> Transfer:
+def wait_for_ticket(
+    session: Session, transfer_id: str, disk: BackupDisk, correlation_id: str, patience: polling.Patience
+) -> Transfer:
     """
     Return the transfer as soon as its ticket can be used.
 
-    Raises Lost, with the engine's reasons, when it ends before; EngineError when it takes too long.
+    Raises Lost, with the engine's reasons, when it ends before; EngineError when it takes too long; Interrupted
+    when the patience ends.
     """
     phase = ""
-    for _ in polling.ticks(session.deadlines.transfer):
-        found = _get(session, transfer_id)
+    for _ in polling.ticks(session.deadlines.transfer, patience):
+        found = _get(session, transfer_id, patience)
         phase = _phase(found)
         # The URLs may be there before: the host knows the ticket only from this phase on.
         if phase == "transferring" and found.transfer_url:
@@ -146,9 +149,11 @@ def _end(session: Session, transfer_id: str, act: Any) -> str:
     )
 
 
-def _get(session: Session, transfer_id: str) -> Any:
+def _get(session: Session, transfer_id: str, patience: polling.Patience | None = None) -> Any:
     return session.ask(
-        "read a transfer", lambda api: api.image_transfers_service().image_transfer_service(transfer_id).get()
+        "read a transfer",
+        lambda api: api.image_transfers_service().image_transfer_service(transfer_id).get(),
+        patience,
     )
 
 

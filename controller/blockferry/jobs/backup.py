@@ -18,7 +18,7 @@ from concurrent import futures
 from typing import NamedTuple
 
 from blockferry import engine, errors
-from blockferry.config import AskedMode
+from blockferry.config import AskedMode, TransportName
 from blockferry.jobs import base, copying, journal, selection
 from blockferry.jobs.base import Base
 from blockferry.jobs.progress import Progress
@@ -42,7 +42,7 @@ class Options(NamedTuple):
     """
 
     mode: AskedMode
-    transports: Sequence[str]
+    transports: Sequence[TransportName]
     full: bool = False
     fresh: bool = False
     disks: Sequence[str] = ()
@@ -192,6 +192,7 @@ class _Job:
                 for done in futures.as_completed(copies):
                     done.result()
             except BaseException:
+                backup.stop_waiting()
                 stop.stop()
                 raise
 
