@@ -79,7 +79,8 @@ class Controller:
 
     def __init__(self, place: Path, sshd: Sshd) -> None:
         self.state = place / "state"
-        self.home = place / "opt" / "blockferry-agent"
+        # Short: the path of the agent's socket has 107 bytes at the most.
+        self.home = place / "opt" / "agent"
         self.home.parent.mkdir()
         self.login = sshd.login()
         self.options = agents.Options(
@@ -190,6 +191,7 @@ def test_deploy_and_remove(real: Controller) -> None:
         f"{release}/release.json": 0o600,
         "run": 0o700,
         "run/agent.pid": 0o644,
+        "run/agent.sock": 0o600,
     }
 
     assert real.remove()
@@ -235,12 +237,12 @@ def test_agent_outlives_the_login_and_its_shell(controller: Controller) -> None:
 def test_strangers_leave_nothing_in_the_log(real: Controller) -> None:
     real.deploy()
     log = real.home / "log" / "agent.log"
+    wait_for(lambda: "serving at 127.0.0.1" in log.read_text())
     before = log.read_text()
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", real.options.port), timeout=5) as stranger:
             stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
             stranger.recv(1)  # its handshake has failed
-    assert "serving at 127.0.0.1" in before
     assert log.read_text() == before
 
 

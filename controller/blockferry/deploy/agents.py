@@ -1,5 +1,7 @@
 """Deploy the agent on a host, remove it: the story, as it goes on the controller."""
 
+import posixpath
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,9 +27,12 @@ class Options(NamedTuple):
     How an agent is deployed.
 
     directory: the agent's own directory on the host, absolute.
-    port: where it listens, at the address by which SSH reached the host.
+    port: where it listens, at the address by which SSH reached the host; 0: only at its socket in the directory.
     python: a command or path on the host; empty means: find one.
     control_socket, data_socket, nbd_directories: as in `blockferry_agent.config`.
+    socket_ports: which the agent may open for transport netcat; an empty range allows none.
+    clear_text: those may go without TLS.
+    bytes_per_second: of all readings together, 0 for no limit.  max_reads: disks that are read at once.
     """
 
     directory: str
@@ -36,6 +41,15 @@ class Options(NamedTuple):
     control_socket: str
     data_socket: str
     nbd_directories: tuple[str, ...]
+    socket_ports: range = range(0)
+    clear_text: bool = False
+    bytes_per_second: int = 0
+    max_reads: int = 16
+
+    @property
+    def socket(self) -> str:
+        """Path of the agent's Unix socket."""
+        return posixpath.join(self.directory, "run", "agent.sock")
 
 
 class Deployed(NamedTuple):
@@ -68,6 +82,7 @@ class Agents:
         Raises Conflict while somebody else deploys there.
         """
         self._refuse_second_directory(host, options.directory)
+        _check_socket(options)
         authority = pki.Authority.open(self._state)
         with ssh.connect(login) as connection:
             python = interpreter.find(connection, options.python)
@@ -103,6 +118,10 @@ class Agents:
             address=host.address,
             port=options.port,
             server_name=pki.agent_name(host.id),
+            socket=options.socket,
+            ssh_port=login.port,
+            ssh_user=login.user,
+            host_key=connection.host_key,
             directory=options.directory,
             python=release.about.python_version,
             version=release.about.version,
@@ -139,16 +158,37 @@ class Agents:
             )
 
 
-def _config(options: Options, listen: str) -> dict[str, Any]:
+def _config(options: Options, address: str) -> dict[str, Any]:
     """Return the agent's configuration (`blockferry_agent.config`); relative paths start at the release."""
-    return {
-        "listen": [f"[{listen}]:{options.port}" if ":" in listen else f"{listen}:{options.port}"],
+    config: dict[str, Any] = {
+        "listen": [f"unix:{options.socket}"],
         "tls": {"certificate": "agent.crt", "key": "agent.key", "ca": "ca.crt"},
         "pid_file": "../../run/agent.pid",
         "control_socket": options.control_socket,
         "data_socket": options.data_socket,
         "nbd_directories": list(options.nbd_directories),
+        "max_reads": options.max_reads,
     }
+    if options.port:
+        config["listen"].insert(0, f"[{address}]:{options.port}" if ":" in address else f"{address}:{options.port}")
+    if options.socket_ports:
+        config["socket_ports"] = [options.socket_ports[0], options.socket_ports[-1]]
+        config["socket_address"] = address
+        config["clear_text"] = options.clear_text
+    if options.bytes_per_second:
+        config["bytes_per_second"] = options.bytes_per_second
+    return config
+
+
+def _check_socket(options: Options) -> None:
+    """Refuse a directory whose socket could not be made, or not be named to `ssh -L`."""
+    # sun_path of sockaddr_un has room for 108 bytes with the one that ends it.
+    if len(options.socket) > 107 or not re.fullmatch(r"[\w./+-]+", options.socket, re.ASCII):
+        raise errors.DeployError(
+            f"{options.directory} cannot be the agent's directory: its socket {options.socket} must have at most 107 "
+            "characters, and only letters, digits and . / + - _.",
+            "Choose another agent.directory.",
+        )
 
 
 def _serving(found: Found, about: About, config: dict[str, Any]) -> Release | None:

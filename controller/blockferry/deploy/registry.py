@@ -22,7 +22,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     An agent that was deployed.
 
     host_id, host_name, address: of the engine's host.
-    port: where the agent listens.  server_name: the name in its certificate that holds for any address.
+    port: where the agent listens; 0: at no TCP port.  server_name: the name in its certificate, whatever the address.
+    socket: path of the agent's Unix socket on the host; empty for an agent from before there was one.
+    ssh_port, ssh_user, host_key: how SSH led there, and the host's key ("ssh-ed25519 AAAA…") that was pinned then.
     directory: on the host.  python: the version that runs it.  version: of the agent.  bundle: digest of its archive.
     deployed, certificate_expires: in UTC.
     """
@@ -32,6 +34,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     port: int
     server_name: str
+    socket: str = ""
+    ssh_port: int = 22
+    ssh_user: str = ""
+    host_key: str = ""
     directory: str
     python: str
     version: str
@@ -79,7 +85,7 @@ class Registry:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.replace(path, msgspec.json.format(msgspec.json.encode(record), indent=4) + b"\n")
         for other in self.records():
-            if other.host_id != record.host_id and (other.address, other.port) == (record.address, record.port):
+            if other.host_id != record.host_id and _place(other) == _place(record):
                 self.forget(other.host_id)
 
     def forget(self, host_id: str) -> None:
@@ -103,3 +109,8 @@ class Registry:
             # One bad file must not keep the agents of all other hosts from being used.
             _log.warning("%s cannot be read: %s. Remove it, then deploy the agent on that host again.", path, error)
             return None
+
+
+def _place(record: Record) -> tuple[str, int, str]:
+    """Return what no two agents have in common: the TCP port, or where there is none the socket behind sshd's port."""
+    return (record.address, record.port, "") if record.port else (record.address, record.ssh_port, record.socket)

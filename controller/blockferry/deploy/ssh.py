@@ -162,6 +162,7 @@ class Connection:
     A login on a host, for one thread at a time.
 
     where: "address:port", for messages.  peer: the IP address that answered.
+    host_key: the pinned key that the host showed, "ssh-ed25519 AAAA…".
     """
 
     def __init__(self, transport: paramiko.Transport, where: str, timeout: float) -> None:
@@ -169,6 +170,8 @@ class Connection:
         self._timeout = timeout
         self.where = where
         self.peer: str = transport.getpeername()[0]
+        key = transport.get_remote_server_key()
+        self.host_key = f"{key.get_name()} {key.get_base64()}"
 
     def __enter__(self) -> Self:
         return self
