@@ -8,24 +8,31 @@ it: a password stands in a file that the configuration names, or in an environme
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from blockferry import errors
+from blockferry_agent.units import GiB, KiB, MiB
 
 DEFAULT_PATH = Path("/etc/blockferry/config.toml")
 PATH_VARIABLE = "BLOCKFERRY_CONFIG"
 ENGINE_PASSWORD_VARIABLE = "BLOCKFERRY_ENGINE_PASSWORD"  # noqa: S105 -- the variable's name, no password
 SSH_PASSWORD_VARIABLE = "BLOCKFERRY_SSH_PASSWORD"  # noqa: S105 -- the variable's name, no password
 
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 AskedMode = Literal["engine", "live", "hybrid"]
-TransportName = Literal["grpc", "imageio"]
+TransportName = Literal["netcat", "grpc", "ssh", "imageio"]
+Ladder = Annotated[tuple[TransportName, ...], msgspec.Meta(min_length=1)]
+Compression = Literal["auto", "off", "zstd"]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Bandwidth(int):
+    """Bytes per second, 0 for no limit; in the file a text such as "200 MiB/s", or an empty one."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,34 +81,56 @@ class Backup(Section, frozen=True):
     [backup]: how backups are taken.
 
     mode: "engine" leaves the choice to the engine (hybrid from cluster level 4.7 on), "live" and "hybrid" insist.
-    transports: the ladder; the first that answers carries a disk.
+    transport: "auto" walks the ladder; a name allows this one and no other.
+    transports: the ladder; the first that answers carries a disk. Those that the configuration gives no means for, such
+    as netcat without ports, are left out.
+    bandwidth: of one disk's transfer.
+    compression: of blocks on their way: "zstd" always, "auto" where that is measured to be faster.
     ready_timeout: seconds until the engine must have a backup or a transfer ready.
     finalize_timeout: seconds until the engine must have ended one (a hybrid backup merges its snapshot then).
     """
 
     mode: AskedMode = "engine"
-    transports: Annotated[tuple[TransportName, ...], msgspec.Meta(min_length=1)] = ("grpc", "imageio")
+    transport: Literal["auto"] | TransportName = "auto"
+    transports: Ladder = get_args(TransportName)
+    bandwidth: Bandwidth = Bandwidth(0)
+    compression: Compression = "auto"
     ready_timeout: Seconds = 600.0
     finalize_timeout: Seconds = 3600.0
+
+    @property
+    def ladder(self) -> tuple[TransportName, ...]:
+        """The transports that may carry a disk, the best first."""
+        return self.transports if self.transport == "auto" else (self.transport,)
 
 
 class Agent(Section, frozen=True):
     """
     [agent]: how agents are deployed, and where they find things on a host.
 
-    port: TCP port of the agent.  directory: the agent's own directory on the host; nothing else is touched.
+    port: TCP port of the agent; 0: none, it is reached through SSH alone.
+    directory: the agent's own directory on the host; nothing else is touched.
+    netcat_ports: that the agent may open for transport netcat, one for each disk that is read; none by default.
+    netcat_clear_text: netcat goes without TLS, for networks that nobody else is on.
+    bandwidth: of one agent, all disks together.  max_reads: disks that one agent reads at once.
     ssh_user: who logs in, and runs the agent.  ssh_key_file: private key; without it the SSH agent, or the password.
-    ssh_password_file: file with the password alone, else BLOCKFERRY_SSH_PASSWORD.
+    ssh_password_file: file with the password alone, else BLOCKFERRY_SSH_PASSWORD. Only for deploying.
+    ssh_config_file: for transport ssh, in place of the user's own ssh_config and the system's.
     python: the host's Python (3.9 or later); empty means: find it.
     control_socket, data_socket: Image I/O's local sockets; a leading @ means an abstract socket.
     nbd_directories: the only directories in which the agent opens NBD sockets.
     """
 
-    port: Port = 54330
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 54330
     directory: Text = "/opt/blockferry-agent"
+    netcat_ports: range = range(0)
+    netcat_clear_text: bool = False
+    bandwidth: Bandwidth = Bandwidth(0)
+    max_reads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     ssh_user: Text = "root"
     ssh_key_file: Path | None = None
     ssh_password_file: Path | None = None
+    ssh_config_file: Path | None = None
     python: str = ""
     control_socket: Text = "/run/ovirt-imageio/sock"
     data_socket: Text = "@/org/ovirt/imageio"
@@ -148,20 +177,55 @@ def load(path: Path | None = None) -> Config:
         raise errors.ConfigError(f"The configuration {path} cannot be read: {error}.") from None
     try:
         tables = tomllib.loads(text)
-        loaded = msgspec.convert(tables, Config, dec_hook=lambda kind, value: _path(path.parent, kind, value))
+        loaded = msgspec.convert(tables, Config, dec_hook=lambda kind, value: _parse(path.parent, kind, value))
     except tomllib.TOMLDecodeError as error:
         raise errors.ConfigError(f"The configuration {path} is not valid TOML: {error}.") from None
     except msgspec.ValidationError as error:
         raise errors.ConfigError(
             f"The configuration {path} cannot be used: {error}.", "The README lists every key."
         ) from None
+    _check_ports(path, loaded.agent)
     return msgspec.structs.replace(loaded, repository=loaded.repository.below(path.parent.absolute()))
 
 
-def _path(base: Path, kind: type, value: Any) -> Path:
-    if kind is Path and isinstance(value, str) and value:
-        return base / Path(value).expanduser()
-    raise TypeError("Expected a path")
+def _check_ports(path: Path, agent: Agent) -> None:
+    if agent.port in agent.netcat_ports:
+        raise errors.ConfigError(
+            f"The configuration {path} cannot be used: agent.netcat_ports contains agent.port ({agent.port}).",
+            "Choose a range without it.",
+        )
+
+
+def _parse(base: Path, kind: type, value: Any) -> Any:
+    """Return a value that TOML has no type for, from its text. Raises ValueError with what it must be."""
+    text = value if isinstance(value, str) else None
+    if kind is Bandwidth:
+        return _bandwidth(text)
+    if kind is range:
+        return _ports(text)
+    if not text:
+        raise ValueError("Expected a path")
+    return base / Path(text).expanduser()
+
+
+def _bandwidth(text: str | None) -> Bandwidth:
+    if text == "":
+        return Bandwidth(0)
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([KMG])iB/s", text or "")
+    limit = int(float(match[1]) * {"K": KiB, "M": MiB, "G": GiB}[match[2]]) if match else 0
+    if not limit:
+        raise ValueError('Expected a bandwidth such as "200 MiB/s" (KiB, MiB or GiB), or "" for no limit')
+    return Bandwidth(limit)
+
+
+def _ports(text: str | None) -> range:
+    if text == "":
+        return range(0)
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text or "")
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 0 < first <= last <= 65535:
+        raise ValueError('Expected the first port and the last, such as "54331-54340", or "" for none')
+    return range(first, last + 1)
 
 
 def _secret(file: Path | None, variable: str, key: str) -> str:

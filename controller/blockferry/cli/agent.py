@@ -40,7 +40,7 @@ def deploy(settings: Settings, hosts: tuple[str, ...]) -> None:
         output.as_json(deployed)
     else:
         for one in deployed:
-            output.line(f"Agent {one.version} serves on {one.host_name} at {one.address}:{one.port}.")
+            output.line(f"Agent {one.version} serves on {one.host_name} at {one.where}.")
     if problems:
         output.failed(problems[0])
 

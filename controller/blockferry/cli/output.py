@@ -173,7 +173,7 @@ def agents(states: Sequence[AgentState]) -> None:
         (
             (
                 state.host_name,
-                f"{state.address}:{state.port}",
+                state.where,
                 "serving" if state.problem is None else state.problem,
                 state.version or "",
                 state.python_version or "",

@@ -17,6 +17,7 @@ class AgentState(msgspec.Struct, frozen=True):
     """
     An agent, as it says itself; what only it can say is None when it does not answer.
 
+    port: 0 when it listens at no TCP port and is reached through SSH.
     problem: a sentence, None when it serves.  certificate_until: day on which its certificate ends.
     """
 
@@ -30,6 +31,11 @@ class AgentState(msgspec.Struct, frozen=True):
     uptime_seconds: int | None = None
     active_reads: int | None = None
     resident_bytes: int | None = None
+
+    @property
+    def where(self) -> str:
+        """Where it is reached, as a person reads it."""
+        return f"{self.address}:{self.port}" if self.port else f"{self.address} (SSH)"
 
 
 def deploy_to(site: Site, host_name: str, progress: Progress) -> AgentState:
@@ -47,7 +53,7 @@ def deploy_to(site: Site, host_name: str, progress: Progress) -> AgentState:
     if state.problem:
         raise errors.AgentUnreachable(
             f"The agent on {host.name} serves, but cannot be reached from here: {state.problem}",
-            f"Open TCP port {state.port} on the host for this machine.",
+            f"Open TCP port {state.port} on the host for this machine." if state.port else "",
         )
     return state
 
@@ -90,7 +96,8 @@ def _ask(site: Site, record: deploy.Record) -> AgentState:
         with site.agent(record) as agent:
             reply = agent.describe()
     except errors.Error as error:
-        return msgspec.structs.replace(state, problem=error.message)
+        # What to do about a port, `deploy_to` knows better, and `status` shows.
+        return msgspec.structs.replace(state, problem=error.message if record.port else str(error))
     return msgspec.structs.replace(
         state,
         version=reply.version,

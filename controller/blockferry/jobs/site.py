@@ -9,12 +9,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from blockferry import deploy, engine, errors
-from blockferry.config import Config
+from blockferry.config import Config, TransportName
 from blockferry.deploy import bundle
 from blockferry.repository import Repository
 from blockferry.transport.disk import Target, Transport
 from blockferry.transport.grpc_agent import Agent, Credentials, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
+from blockferry.transport.netcat import NetcatTransport
+from blockferry.transport.ssh import SshTransport, TunnelledAgent
+from blockferry.transport.tunnel import Way
 
 
 class Site:
@@ -59,9 +62,19 @@ class Site:
         """Open the repository. Raises NotFound, RepositoryError."""
         return Repository.open(self.config.repository.url)
 
-    def transports(self, names: Sequence[str]) -> list[Transport]:
-        """Return the transports of these names, in their order."""
-        return [self._transport(name) for name in names]
+    def transports(self, names: Sequence[TransportName]) -> list[Transport]:
+        """
+        Return the transports of these names, in their order, but for those that the configuration gives no means for.
+
+        Raises ConfigError when none is left.
+        """
+        lacking = {name: self._lacks(name) for name in names}
+        transports = [self._transport(name) for name in names if not lacking[name]]
+        if not transports:
+            raise errors.ConfigError(
+                f"The configuration gives no means for transport {' or '.join(names)}.", " ".join(lacking.values())
+            )
+        return transports
 
     def agents(self) -> deploy.Agents:
         """Return the agents that this controller deploys."""
@@ -77,21 +90,71 @@ class Site:
             control_socket=settings.control_socket,
             data_socket=settings.data_socket,
             nbd_directories=settings.nbd_directories,
+            socket_ports=settings.netcat_ports,
+            clear_text=settings.netcat_clear_text,
+            bytes_per_second=settings.bandwidth,
+            max_reads=settings.max_reads,
         )
 
     def agent(self, record: deploy.Record) -> AbstractContextManager[Agent]:
-        """Connect to an agent that was deployed."""
-        return contextlib.closing(Agent(_endpoint(record), self._credentials()))
+        """Connect to an agent that was deployed: at its port, or through SSH where it has none."""
+        return contextlib.closing(self._connect(record))
 
-    def _transport(self, name: str) -> Transport:
-        if name == "imageio":
-            return ImageioTransport(str(self.config.engine.ca_file))
+    def _lacks(self, name: TransportName) -> str:
+        """Say what the configuration must have for a transport, and has not; else nothing."""
+        if name == "netcat" and not self.config.agent.netcat_ports:
+            return "Set agent.netcat_ports for netcat, then deploy the agents again."
+        if name == "grpc" and not self.config.agent.port:
+            return "Set agent.port for grpc, then deploy the agents again."
+        return ""
+
+    def _transport(self, name: TransportName) -> Transport:
         registry = self.agents().registry
 
-        def endpoint_of(target: Target) -> Endpoint:
-            return _endpoint(registry.find(target.host_address))
+        def record_of(target: Target) -> deploy.Record:
+            return registry.find(target.host_address)
 
-        return GrpcTransport(self._credentials(), endpoint_of)
+        match name:
+            case "netcat":
+                return NetcatTransport(
+                    lambda target: self._connect(record_of(target)),
+                    lambda target: _endpoint(record_of(target)),
+                    self._credentials(),
+                    self.config.agent.netcat_clear_text,
+                )
+            case "grpc":
+                return GrpcTransport(self._credentials(), lambda target: _port(record_of(target)))
+            case "ssh":
+                return SshTransport(lambda target: self._way(record_of(target)))
+            case "imageio":
+                return ImageioTransport(str(self.config.engine.ca_file))
+
+    def _connect(self, record: deploy.Record) -> Agent:
+        """Connect to an agent: at its port, or through SSH where it has none. The caller closes it."""
+        if record.port:
+            return Agent(_endpoint(record), self._credentials())
+        return TunnelledAgent(self._way(record))
+
+    def _way(self, record: deploy.Record) -> Way:
+        """Return how SSH leads to an agent: as it did to deploy it. Raises AgentUnreachable."""
+        if not record.socket:
+            raise errors.AgentUnreachable(
+                f"The agent on {record.host_name} was deployed before agents could be reached through SSH.",
+                "Deploy it again.",
+            )
+        settings = self.config.agent
+        return Way(
+            host_name=record.host_name,
+            address=record.address,
+            # 22 is what the engine says when it was told nothing, too: the operator's ssh_config may know better.
+            port=record.ssh_port if record.ssh_port != 22 else 0,
+            user=record.ssh_user,
+            host_key=record.host_key,
+            alias=record.server_name,
+            socket=record.socket,
+            key_file=settings.ssh_key_file,
+            config_file=settings.ssh_config_file,
+        )
 
     def _credentials(self) -> Credentials:
         authority = deploy.Authority.open(self.state)
@@ -101,3 +164,12 @@ class Site:
 
 def _endpoint(record: deploy.Record) -> Endpoint:
     return Endpoint(record.address, record.port, record.server_name)
+
+
+def _port(record: deploy.Record) -> Endpoint:
+    """Return where an agent serves gRPC. Raises AgentUnreachable when that is nowhere but behind SSH."""
+    if not record.port:
+        raise errors.AgentUnreachable(
+            f"The agent on {record.host_name} was deployed without a TCP port.", "Deploy it again."
+        )
+    return _endpoint(record)
