@@ -42,7 +42,7 @@ def backup(
     full: bool,
     fresh: bool,
     mode: AskedMode | None,
-    transports: tuple[str, ...],
+    transports: tuple[TransportName, ...],
     no_fallback: bool,
     disks: tuple[str, ...],
 ) -> None:
@@ -55,10 +55,10 @@ def backup(
     if no_fallback and not transports:
         raise click.UsageError("--no-fallback needs --transport: it leaves out the transports that are not named.")
     site = settings.site()
-    configured = () if no_fallback else site.config.backup.transports
+    fallback = () if no_fallback else site.config.backup.ladder
     options = job.Options(
         mode=mode or site.config.backup.mode,
-        transports=tuple(dict.fromkeys((*transports, *configured))),
+        transports=tuple(dict.fromkeys((*transports, *fallback))),
         full=full,
         fresh=fresh,
         disks=disks,

@@ -34,7 +34,7 @@ from blockferry_agent.units import MiB
 MAX_BREAKS = 3
 
 # Seconds for which an agent that was there before is waited for, and between two looks.
-COMEBACK = 10.0
+COMEBACK = 15.0
 COMEBACK_PAUSE = 0.5
 
 _OF_THE_DISK = (agent_errors.ReadFailed, agent_errors.BitmapMissing)
@@ -137,7 +137,8 @@ class Ladder:
 
     def _with_reasons(self, error: errors.Error) -> errors.Error:
         """Return the same error, which tells also why the disk was not left to another way before."""
-        return type(error)(" ".join([error.message, *self._reasons.values()]), error.hint)
+        hints = dict.fromkeys(hint for hint in (error.hint, *self._hints.values()) if hint)
+        return type(error)(" ".join([error.message, *self._reasons.values()]), " ".join(hints))
 
     def _exhausted(self) -> errors.TransportError:
         host = f"host {self._target.host_name} ({self._target.host_address})"

@@ -26,9 +26,10 @@ from tests.lab.operator import Operator, Result
 # Without file systems: no guest comes so far as to use them.
 DISKS = (NewDisk(24 * MiB, ext4=False), NewDisk(3 * MiB + 512, format="raw", bus="virtio-scsi", ext4=False))
 
-# What `Scene.write` writes, and how much of it a valve lets pass.
-WRITTEN = 8 * MiB
-PASSED = 3 * MiB
+# What `Scene.write` writes, and how much of it a valve lets pass: more than an agent reads ahead, so that some of it has
+# come to the controller.
+WRITTEN = 16 * MiB
+PASSED = 12 * MiB
 
 # Seconds within which a command ends that has only to say no, or to clean up in an engine that answers.
 SOON = 120

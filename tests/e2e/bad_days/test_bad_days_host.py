@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from blockferry.transport import grpc_agent
+from blockferry.transport import grpc_agent, ladder
 from tests.e2e.bad_days.scene import DISKS, Scene
 from tests.e2e.bad_days.valve import Valve
 from tests.lab import processes
@@ -27,7 +27,10 @@ TRANSPORTS = ("grpc", "imageio")
 
 # Seconds after which an agent that has gone silent is noticed in the middle of a disk.
 SILENCE = grpc_agent.KEEPALIVE + grpc_agent.PING_TIMEOUT
+# Seconds that it takes to see that it did not come back.
+PROBE = ladder.COMEBACK + grpc_agent.PROBE_TIMEOUT
 
+ONLY_GRPC = ("--transport", "grpc", "--no-fallback")
 
 # What an NBD server says until a client reads.
 HANDSHAKE = nbd_servers.handshake(DISKS[0].size, bitmap=True)
@@ -50,12 +53,13 @@ def without_agent(scene: Scene) -> Iterator[Scene]:
 def test_host_without_agent(without_agent: Scene) -> None:
     scene = without_agent
     scene.operator.do("agent", "remove", scene.lab.host.name)
-    result = scene.backup("--transport", "grpc")
+    result = scene.backup(*ONLY_GRPC)
     scene.assert_says(result, 7, "No transport reaches the disk on host host1", "No agent was deployed", "agent deploy")
     scene.assert_engine_is_clean()
     point = scene.assert_next_succeeds()
-    assert {disk["transport"] for disk in point["disks"]} == {"imageio"}
-    assert "grpc: No agent was deployed on host 127.0.0.1." in point["disks"][0]["transport_reason"]
+    carriers = [carrier for disk in point["disks"] for carrier in disk["carriers"]]
+    assert {carrier["transport"] for carrier in carriers} == {"imageio"}
+    assert "grpc: No agent was deployed on host 127.0.0.1." in carriers[0]["reason"]
 
 
 def test_agent_that_is_down(without_agent: Scene) -> None:
@@ -78,8 +82,9 @@ def test_agent_that_hangs(without_agent: Scene) -> None:
 
 @pytest.mark.parametrize("mode", ["live", "hybrid"])
 def test_agent_is_killed_in_mid_disk(without_agent: Scene, mode: str) -> None:
+    """Where nothing else may carry the disk; `test_failover` has what happens elsewhere."""
     scene = without_agent
-    with scene.held_backup("--mode", mode) as held:
+    with scene.held_backup("--mode", mode, *ONLY_GRPC) as held:
         kill(scene.agent_pid)
         result = held.end()
     scene.assert_survived(result, 7, "The agent at .* does not answer", "agent status")
@@ -88,8 +93,8 @@ def test_agent_is_killed_in_mid_disk(without_agent: Scene, mode: str) -> None:
 
 def test_agent_hangs_in_mid_disk(without_agent: Scene) -> None:
     scene = without_agent
-    with scene.held_backup() as held, stopped(scene.agent_pid):
-        result = held.end(SILENCE + 10)
+    with scene.held_backup(*ONLY_GRPC) as held, stopped(scene.agent_pid):
+        result = held.end(SILENCE + PROBE + 30)
     scene.assert_survived(result, 7, "The agent at .* does not answer", "agent status")
 
 
@@ -106,7 +111,7 @@ def test_transfer_is_cancelled_in_mid_disk(scene: Scene) -> None:
 
 def test_ticket_is_cancelled_in_mid_disk(scene: Scene) -> None:
     """Image I/O forgets it when nobody uses it any more, and lets nobody use it until then."""
-    with scene.held_backup("--transport", "imageio") as held:
+    with scene.held_backup("--transport", "imageio", "--no-fallback") as held:
         ticket_id = scene.open_transfers()[0].transfer_url.rpartition("/")[2]
         removal = threading.Thread(target=scene.lab.host.remove_ticket, args=(ticket_id,))
         removal.start()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.bad_days.scene import SOON, Scene
+from tests.e2e.bad_days.scene import SOON, Held, Scene
 from tests.lab import processes
 from tests.lab.operator import Operator
 
@@ -63,6 +63,17 @@ def test_interrupted_before_the_backup_is_ready(scene: Scene) -> None:
         result = held.end()
     scene.assert_survived(result, 130, "Stopped by a signal")
     scene.assert_starts_and_stops()
+
+
+def test_interrupted_while_a_transfer_does_not_come(scene: Scene) -> None:
+    """Nobody waits for what is not wanted any more."""
+    scene.lab.engine.faults.stick("transferring")
+    with Held(scene.operator.start("backup", scene.vm.name, "--mode", "live")) as held:
+        held.wait_until(lambda: [transfer.phase.value for transfer in scene.open_transfers()] == ["initializing"] * 2)
+        held.process.terminate()
+        result = held.end(30)
+    scene.lab.engine.faults.reset()
+    scene.assert_survived(result, 130, "Stopped by a signal")
 
 
 def test_interrupted_twice(scene: Scene) -> None:
