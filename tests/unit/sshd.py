@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from blockferry.deploy import hostkey, ssh
+from blockferry.transport import tunnel
 
 KEY_TYPES = ("ed25519", "ecdsa", "rsa")
 
@@ -89,6 +90,23 @@ class Sshd:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False
+
+    def way(self, socket: Path, **changes: object) -> tunnel.Way:
+        """Return the way to an agent's socket, with some of it changed. No ssh_config of this machine plays a part."""
+        config = self.directory / "ssh_config"
+        config.touch()
+        way = tunnel.Way(
+            host_name="host1",
+            address="127.0.0.1",
+            port=self.port,
+            user=getpass.getuser(),
+            host_key=" ".join(next(iter(self.host_keys.values())).split()[:2]),
+            alias="a1.agent.blockferry.invalid",
+            socket=str(socket),
+            key_file=self.client_key,
+            config_file=config,
+        )
+        return way._replace(**changes)
 
     def login(self, **changes: object) -> ssh.Login:
         """Return how the tests log in, with some of it changed."""

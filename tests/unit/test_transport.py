@@ -16,6 +16,7 @@ from blockferry.transport.disk import Disk, Target, Transport
 from blockferry.transport.grpc_agent import Agent, AgentReading, Credentials, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
 from blockferry.transport.netcat import NetcatTransport
+from blockferry.transport.ssh import SshTransport
 from blockferry_agent import digest
 from blockferry_agent import errors as agent_errors
 from blockferry_agent.blocks import Block, Kind, ReadRequest
@@ -26,6 +27,7 @@ from blockferry_proto import agent_pb2
 from tests.lab import processes
 from tests.unit import nbd_servers
 from tests.unit.agent_host import Host
+from tests.unit.sshd import Sshd
 
 SIZE = 5 * MiB + 512
 WINDOW = 1 * MiB
@@ -53,9 +55,20 @@ def address(host: Host) -> Iterator[Address]:
 @pytest.fixture(scope="module")
 def endpoint(host: Host) -> Iterator[Endpoint]:
     first = processes.free_port()
-    with host.serving(socket_ports=[first, min(first + 9, 65535)], clear_text=True) as listening:
+    listen = [f"127.0.0.1:{processes.free_port()}", f"unix:{socket_of(host)}"]
+    with host.serving(listen=listen, socket_ports=[first, min(first + 9, 65535)], clear_text=True) as listening:
         name, port = listening.rsplit(":", 1)
         yield Endpoint(name, int(port), name)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with Sshd(tmp_path_factory.mktemp("ssh") / "sshd", key_types=("ed25519",)) as server:
+        yield server
+
+
+def socket_of(host: Host) -> Path:
+    return host.directory / "agent.sock"
 
 
 def credentials(host: Host) -> Credentials:
@@ -63,15 +76,19 @@ def credentials(host: Host) -> Credentials:
     return Credentials(host.pki.certificate, own.certificate, own.key)
 
 
-def imageio_transport(host: Host, endpoint: Endpoint) -> Transport:
+def imageio_transport(host: Host, endpoint: Endpoint, sshd: Sshd) -> Transport:
     return ImageioTransport(str(host.directory / "ca.pem"))
 
 
-def grpc_transport(host: Host, endpoint: Endpoint) -> Transport:
+def grpc_transport(host: Host, endpoint: Endpoint, sshd: Sshd) -> Transport:
     return GrpcTransport(credentials(host), lambda target: endpoint)
 
 
-def netcat_transport(host: Host, endpoint: Endpoint, clear_text: bool = False) -> Transport:
+def ssh_transport(host: Host, endpoint: Endpoint, sshd: Sshd) -> Transport:
+    return SshTransport(lambda target: sshd.way(socket_of(host)))
+
+
+def netcat_transport(host: Host, endpoint: Endpoint, sshd: Sshd, clear_text: bool = False) -> Transport:
     own = credentials(host)
     return NetcatTransport(lambda target: Agent(endpoint, own), lambda target: endpoint, own, clear_text)
 
@@ -79,6 +96,7 @@ def netcat_transport(host: Host, endpoint: Endpoint, clear_text: bool = False) -
 # One contract for all: a transport is added by a line here.
 TRANSPORTS = {
     "grpc": grpc_transport,
+    "ssh": ssh_transport,
     "imageio": imageio_transport,
     "netcat": netcat_transport,
     "netcat in clear text": functools.partial(netcat_transport, clear_text=True),
@@ -86,8 +104,8 @@ TRANSPORTS = {
 
 
 @pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest, host: Host, endpoint: Endpoint) -> Transport:
-    return TRANSPORTS[request.param](host, endpoint)
+def transport(request: pytest.FixtureRequest, host: Host, endpoint: Endpoint, sshd: Sshd) -> Transport:
+    return TRANSPORTS[request.param](host, endpoint, sshd)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from blockferry.transport import leash
 
 # Seconds: for one connection to sshd, for all until the agent answers through the tunnel, and to end when asked to.
 CONNECT_TIMEOUT = 10
-READY_TIMEOUT = 30.0
+READY_TIMEOUT = 20.0
 END_TIMEOUT = 2.0
 
 # A link that fell silent is given up after ALIVE_COUNT * ALIVE_INTERVAL seconds; gRPC's own pings come about as soon.
