@@ -57,14 +57,12 @@ class Door:
         patience: of the connection.  None: he has not come, or the door was interrupted.
         """
         deadline = time.monotonic() + seconds
-        try:
-            with _Lobby(self._listeners, self.token, self._context) as lobby:
-                while not self._interrupted and time.monotonic() < deadline:
-                    client = lobby.look(deadline)
-                    if client is not None:
-                        return client.let_in(patience)
-        finally:
-            self.close()
+        # The port closes before anybody is sent away, so that nobody comes back.
+        with _Lobby(self._listeners, self.token, self._context) as lobby, contextlib.closing(self):
+            while not self._interrupted and time.monotonic() < deadline:
+                client = lobby.look(deadline)
+                if client is not None:
+                    return client.let_in(patience)
         return None
 
     def interrupt(self) -> None:
@@ -233,7 +231,7 @@ def _listener(address: str, port: int) -> socket.socket:
         # A port whose last connections are still saying goodbye is free; one where somebody listens is not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
-        listener.listen(MAX_KNOCKING)
+        listener.listen(socket.SOMAXCONN)
     except OSError:
         listener.close()
         raise

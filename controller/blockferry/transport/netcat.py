@@ -123,6 +123,8 @@ class NetcatDisk:
         try:
             link = _connect(self._endpoint, opened.port, self._context)
             link.send(opened.token)
+            if not link.wait(CONNECT_TIMEOUT):
+                raise Broken("the agent does not take the token")
             greeting = bytes(link.receive(len(frames.GREETING)))
         except (OSError, Broken) as error:
             if link is not None:
