@@ -66,10 +66,11 @@ _HINTS = (
         "your SSH agent.",
     ),
     (
-        r"administratively prohibited",
-        "Allow AllowStreamLocalForwarding in the host's sshd_config, and in the options of the key in authorized_keys.",
+        # sshd says the same when it may not forward.
+        r"open failed",
+        "Deploy the agent again, if it does not run there as this user; else the host's sshd_config must allow "
+        "AllowStreamLocalForwarding, and the key's options in authorized_keys too.",
     ),
-    (r"open failed: connect failed", "The agent does not run there, or not as this user: deploy it again."),
     (
         r"Connection refused|timed out|No route to host|unreachable|Could not resolve|closed by|reset by",
         "Check that sshd runs there and can be reached from here, through ProxyJump of your ssh_config if need be.",
