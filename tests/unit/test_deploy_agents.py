@@ -1,7 +1,9 @@
 """Deploying to a real sshd: the agent in its own directory, and nothing outside of it."""
 
+import contextlib
 import fcntl
 import functools
+import getpass
 import hashlib
 import json
 import os
@@ -23,6 +25,8 @@ import blockferry_agent
 from blockferry import errors
 from blockferry.deploy import agents, bundle, directory, hostkey, interpreter, onhost, pki, ssh
 from blockferry.transport import grpc_agent
+from blockferry.transport.ssh import TunnelledAgent
+from blockferry_agent.units import MiB
 from tests.unit.sshd import Sshd
 
 CACHE = Path.home() / ".cache" / "blockferry"
@@ -199,6 +203,43 @@ def test_deploy_and_remove(real: Controller) -> None:
     assert list(real.home.parent.iterdir()) == []
     assert real.known.registry.records() == []
     assert not real.remove()
+
+
+def test_agent_without_a_port_is_reached_through_ssh(real: Controller, sshd: Sshd) -> None:
+    deployed = real.deploy(port=0)
+    record = deployed.record
+    assert record.port == 0
+    assert (record.ssh_port, record.ssh_user) == (sshd.port, getpass.getuser())
+    way = sshd.way(Path(record.socket), host_key=record.host_key)
+    with contextlib.closing(TunnelledAgent(way)) as agent:
+        assert agent.describe().version == blockferry_agent.__version__
+    [pid] = real.pids()
+    assert listening(pid) == set()
+    assert not real.deploy(port=0).changed
+
+
+def test_limits_and_ports_of_sockets_reach_the_agent(real: Controller) -> None:
+    real.deploy(socket_ports=range(54331, 54341), clear_text=True, bytes_per_second=100 * MiB, max_reads=3)
+    given = json.loads((real.home / "current" / "agent.json").read_text())
+    assert given["socket_ports"] == [54331, 54340]
+    assert given["socket_address"] == "127.0.0.1"
+    assert given["clear_text"] is True
+    assert given["bytes_per_second"] == 100 * MiB
+    assert given["max_reads"] == 3
+
+
+@pytest.mark.parametrize("name", ["a" * 100, "with:colon", "with space", "$HOME"])
+def test_directory_whose_socket_cannot_be_named(controller: Controller, name: str) -> None:
+    home = controller.home.with_name(name)
+    with pytest.raises(errors.DeployError, match=r"cannot be the agent's directory: its socket .*agent\.directory"):
+        controller.deploy(directory=str(home))
+    assert not home.exists()
+
+
+def listening(pid: int) -> set[str]:
+    """TCP ports at which a process listens, as "127.0.0.1:22"."""
+    lines = subprocess.run(["ss", "-Htlnp"], check=True, capture_output=True, text=True).stdout.splitlines()
+    return {line.split()[3] for line in lines if f"pid={pid}," in line}
 
 
 @pytest.mark.skipif(not PYTHON39.exists(), reason="no Python 3.9 here; the lab's host has one")

@@ -1,5 +1,6 @@
 """What the controller knows about the agents that it deployed."""
 
+import json
 import logging
 import stat
 from datetime import UTC, datetime
@@ -64,6 +65,23 @@ def test_host_that_was_added_anew_replaces_itself(known: registry.Registry) -> N
         known.put(record)
     assert known.records() == [anew, neighbour]
     assert known.find("host1") == anew
+
+
+def test_hosts_without_a_port_are_told_apart_by_their_ways(known: registry.Registry) -> None:
+    silent = msgspec.structs.replace(RECORD, port=0, socket="/opt/blockferry-agent/run/agent.sock")
+    neighbour = msgspec.structs.replace(silent, host_id="a2", ssh_port=2222)
+    anew = msgspec.structs.replace(silent, host_id="b1")
+    for record in (silent, neighbour, anew):
+        known.put(record)
+    assert {record.host_id for record in known.records()} == {"a2", "b1"}
+
+
+def test_record_from_before_there_was_a_socket(known: registry.Registry, tmp_path: Path) -> None:
+    known.put(RECORD)
+    [path] = (tmp_path / "agents").iterdir()
+    later = ("socket", "ssh_port", "ssh_user", "host_key")
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key not in later}))
+    assert known.find("host1") == RECORD
 
 
 def test_newer_record_replaces_the_older(known: registry.Registry, tmp_path: Path) -> None:
