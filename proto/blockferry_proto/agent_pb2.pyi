@@ -20,7 +20,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("version", "protocol", "python_version", "host_name", "uptime_seconds", "active_reads", "resident_bytes", "cpu_seconds", "imageio_cpu_seconds", "zstd")
+    __slots__ = ("version", "protocol", "python_version", "host_name", "uptime_seconds", "active_reads", "resident_bytes", "cpu_seconds", "imageio_cpu_seconds")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -30,7 +30,6 @@ class DescribeReply(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IMAGEIO_CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    ZSTD_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: int
     python_version: str
@@ -40,8 +39,7 @@ class DescribeReply(_message.Message):
     resident_bytes: int
     cpu_seconds: float
     imageio_cpu_seconds: float
-    zstd: bool
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., python_version: _Optional[str] = ..., host_name: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., active_reads: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., imageio_cpu_seconds: _Optional[float] = ..., zstd: bool = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., python_version: _Optional[str] = ..., host_name: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., active_reads: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., imageio_cpu_seconds: _Optional[float] = ...) -> None: ...
 
 class DescribeDiskRequest(_message.Message):
     __slots__ = ("ticket",)

@@ -3,7 +3,7 @@ The agent in one archive with all that it needs beside Python: nothing is instal
 
     __main__.py                                  starts the agent: python3 -I -S <unpacked bundle> --config FILE
     blockferry_agent/  blockferry_proto/         cut out of what runs here
-    grpc/  google/  xxhash/  typing_extensions   from wheels for the host's Python, in the versions that run here
+    grpc/  google/  xxhash/  zstandard/ …        from wheels for the host's Python, in the versions that run here
 
 Kept in the cache, so that every host of a kind after the first, and every later deployment, needs no network:
 
@@ -31,7 +31,7 @@ from blockferry.deploy import faults
 from blockferry.deploy.interpreter import Interpreter
 
 # typing_extensions is what grpcio needs; the others need nothing.
-REQUIREMENTS = ("grpcio", "protobuf", "xxhash", "typing_extensions")
+REQUIREMENTS = ("grpcio", "protobuf", "xxhash", "zstandard", "typing_extensions")
 
 _MAIN = b"""\
 import runpy
