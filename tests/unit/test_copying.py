@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from blockferry import errors
-from blockferry.jobs import copying
+from blockferry.config import Compression
+from blockferry.jobs import compression, copying
 from blockferry.jobs.copying import Copied, Stop
 from blockferry.jobs.progress import Silent
 from blockferry.repository import DiskWriter, Manifest, Repository
 from blockferry.repository import settings as settings_module
+from blockferry.transport.disk import Reading
 from blockferry.transport.ladder import Ladder
 from blockferry_agent import errors as agent_errors
+from blockferry_agent.blocks import Block, ReadRequest, Summary
 from blockferry_agent.units import KiB
 from tests.unit import memory_disks
 from tests.unit import repository_images as images
@@ -118,6 +122,69 @@ def test_no_more_digests_than_the_wire_takes(
     assert [len(request.known) for request in disk.requests] == [3]
     assert 0 < summary.moved < len(image) - WINDOW
     assert images.restore(repository, second) == image
+
+
+def test_requests_grow(repository: Repository, image: bytearray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "FIRST_SPAN", WINDOW)
+    monkeypatch.setattr(copying, "KNOWN_SPAN", 2 * WINDOW)
+    disk = Disk(bytes(image))
+    first, _ = back_up(repository, disk, False, None)
+    assert [request.length for request in disk.requests] == [WINDOW, 2 * WINDOW, 2 * WINDOW, GRAIN + 512]
+    disk = Disk(bytes(image), frozenset([0]))
+    back_up(repository, disk, True, first)
+    assert [request.length for request in disk.requests] == [WINDOW, 2 * WINDOW, len(image) - 3 * WINDOW]
+
+
+@pytest.mark.parametrize(("setting", "compress"), [("zstd", True), ("off", False), ("auto", False)])
+def test_limits_of_the_operator_go_along(
+    writer: DiskWriter, image: bytearray, setting: Compression, compress: bool
+) -> None:
+    disk, stop = Disk(bytes(image)), Stop()
+    terms = copying.Terms(disk.size, False, WINDOW, setting, 400 * KiB)
+    ladder = Ladder([Way(disk)], memory_disks.target(disk.size), stop.pause)
+    copying.copy(ladder, writer, terms, "system", stop, Told())
+    assert {(request.compress, request.bytes_per_second) for request in disk.requests} == {(compress, 400 * KiB)}
+
+
+class SlowLink(Disk):
+    """A disk whose blocks take their time to come, and less when they are compressed."""
+
+    def read(self, request: ReadRequest) -> Reading:
+        return SlowReading(super().read(request), 0.0001 if request.compress else 0.02)
+
+
+class SlowReading:
+    def __init__(self, reading: Reading, seconds: float) -> None:
+        self._reading = reading
+        self._seconds = seconds
+        self._stalled = 0.0
+
+    def __iter__(self) -> Iterator[Block]:
+        for block in self._reading:
+            time.sleep(self._seconds)  # the link, no synchronisation
+            self._stalled += self._seconds
+            yield block
+
+    @property
+    def wire_bytes(self) -> int:
+        return self._reading.wire_bytes
+
+    @property
+    def summary(self) -> Summary:
+        return self._reading.summary._replace(stalled=self._stalled)
+
+    def close(self) -> None:
+        self._reading.close()
+
+
+def test_slow_link_gets_compressed_blocks(
+    writer: DiskWriter, image: bytearray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "ENOUGH", 1)
+    monkeypatch.setattr(copying, "KNOWN_SPAN", WINDOW)
+    disk = SlowLink(bytes(image))
+    copy(disk, writer, False)
+    assert [request.compress for request in disk.requests] == [False, *[True] * 5]
 
 
 def test_window_in_many_pieces_is_read_whole(repository: Repository, image: bytearray) -> None:

@@ -62,6 +62,8 @@ def backup(
         full=full,
         fresh=fresh,
         disks=disks,
+        compression=site.config.backup.compression,
+        bytes_per_second=site.config.backup.bandwidth,
     )
     with settings.progress() as progress:
         point = job.run(site, vm, options, progress)

@@ -18,7 +18,7 @@ from concurrent import futures
 from typing import NamedTuple
 
 from blockferry import engine, errors
-from blockferry.config import AskedMode, TransportName
+from blockferry.config import AskedMode, Compression, TransportName
 from blockferry.jobs import base, copying, journal, selection
 from blockferry.jobs.base import Base
 from blockferry.jobs.progress import Progress
@@ -39,6 +39,7 @@ class Options(NamedTuple):
     mode: of the engine's backup.  transports: names, the ladder.  full: read the whole disks, whatever the base.
     fresh: build on nothing; store again what is stored already, unless it proves whole.
     disks: ids or aliases of the disks to take; empty means all that can be backed up.
+    compression: of blocks on their way.  bytes_per_second: read no disk faster; 0 means without a limit.
     """
 
     mode: AskedMode
@@ -46,6 +47,8 @@ class Options(NamedTuple):
     full: bool = False
     fresh: bool = False
     disks: Sequence[str] = ()
+    compression: Compression = "auto"
+    bytes_per_second: int = 0
 
 
 def run(site: Site, vm_name: str, options: Options, progress: Progress) -> Manifest:
@@ -230,7 +233,7 @@ class _Job:
         copied = copying.copy(
             Ladder(self._transports, _target(transfer), stop.pause),
             writer,
-            copying.Terms(part.size, incremental, self._repository.settings.window),
+            self._terms(part.size, incremental),
             disk.alias,
             stop,
             self._progress,
@@ -245,6 +248,16 @@ class _Job:
             read=copied.read,
             moved=copied.moved,
             seconds=time.monotonic() - started,
+        )
+
+    def _terms(self, size: int, incremental: bool) -> copying.Terms:
+        """Return how to read a disk of `size` bytes."""
+        return copying.Terms(
+            size,
+            incremental,
+            self._repository.settings.window,
+            self._options.compression,
+            self._options.bytes_per_second,
         )
 
     def _drop_checkpoints(self, new: Manifest) -> None:

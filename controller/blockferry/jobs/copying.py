@@ -16,16 +16,23 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from blockferry import errors
+from blockferry.config import Compression
+from blockferry.jobs import compression
+from blockferry.jobs.compression import Measured
 from blockferry.jobs.progress import Progress
 from blockferry.repository import Carrier, DiskWriter
 from blockferry.transport.disk import Disk, Reading
 from blockferry.transport.ladder import Ladder, Opened
 from blockferry_agent import errors as agent_errors
 from blockferry_agent.blocks import Block, Kind, ReadRequest, Summary
-from blockferry_agent.units import GiB
+from blockferry_agent.units import GiB, MiB
 
-# A disk that is read whole is asked for in pieces of this size, each with the digests that the base has of it: so that
-# both sides have a bounded number of them to remember.
+# A disk is asked for in pieces: small ones first, so that the first say soon how fast the way is, then each twice as
+# large as the one before.
+FIRST_SPAN = 64 * MiB
+
+# The largest piece of a disk that is read whole, with the digests that the base has of it: so that both sides have a
+# bounded number of them to remember.
 KNOWN_SPAN = 1 * GiB
 
 # What the wire allows (agent.proto). A block whose digest does not go along is moved again.
@@ -85,11 +92,14 @@ class Terms(NamedTuple):
     How a disk is read.
 
     size: bytes.  incremental: only what changed since the base.  window: the repository's, in bytes.
+    compression: of blocks on their way.  bytes_per_second: read no faster; 0 means without a limit.
     """
 
     size: int
     incremental: bool
     window: int
+    compression: Compression = "auto"
+    bytes_per_second: int = 0
 
 
 class Copied(NamedTuple):
@@ -173,6 +183,8 @@ class _Copy:
         self._progress = progress
         # All before it is done: blocks arrived, or a request ended that found nothing behind the last of them.
         self._position = 0
+        self._span = FIRST_SPAN  # of the next request
+        self._compression = compression.choice(terms.compression)
         self.tally = _Tally(progress, writer.disk_id)
         self.carriers: list[Carrier] = []
 
@@ -188,6 +200,9 @@ class _Copy:
     def _carry(self, opened: Opened) -> None:
         """Copy through one transport, to the end of the disk or to where it breaks."""
         start, moved = self._position, self.tally.moved
+        # What was measured of another transport says nothing about this one.
+        self._span = FIRST_SPAN
+        self._compression = compression.choice(self._terms.compression)
         failure: errors.Error | None = None
         try:
             while self._position < self._terms.size:
@@ -214,8 +229,7 @@ class _Copy:
         while True:
             with self._stop.watch(disk.read(request)) as reading:
                 try:
-                    self._receive(reading)
-                    self._end(request, reading.summary)
+                    self._receive(request, reading)
                     return
                 except agent_errors.Busy:
                     if self._position != request.start or time.monotonic() > give_up:
@@ -226,14 +240,25 @@ class _Copy:
                     raise
             self._stop.pause(BUSY_PAUSE)
 
-    def _receive(self, reading: Reading) -> None:
-        """Give the repository all blocks of one reading."""
+    def _receive(self, request: ReadRequest, reading: Reading) -> None:
+        """Give the repository all blocks of one reading, and measure it."""
         self.tally.begin()
-        for block in reading:
+        moved, started, waited = self.tally.moved, time.monotonic(), 0.0
+        blocks = iter(reading)
+        while True:
+            asked = time.monotonic()
+            block = next(blocks, None)
+            waited += time.monotonic() - asked
+            if block is None:
+                break
             self._writer.write(block)
             self._position = block.end
             self.tally.add(block)
         self._stop.check()
+        summary = reading.summary
+        self._end(request, summary)
+        seconds = time.monotonic() - started
+        self._compression.learn(Measured(request.compress, self.tally.moved - moved, seconds, waited, summary.stalled))
 
     def _end(self, request: ReadRequest, summary: Summary) -> None:
         """A request ended well. Whatever of it brought no block is as in the base; in a full read there is no such."""
@@ -245,12 +270,21 @@ class _Copy:
 
     def _request(self) -> ReadRequest:
         """Return what to ask for next."""
-        start, writer, window = self._position, self._writer, self._terms.window
-        span = MAX_WHOLE_WINDOWS * window if self._terms.incremental else KNOWN_SPAN
+        start, terms = self._position, self._terms
+        most = MAX_WHOLE_WINDOWS * terms.window if terms.incremental else KNOWN_SPAN
+        span, self._span = min(self._span, most), min(2 * self._span, most)
         # A transport may have broken within a window. The next request ends at a window's border all the same, so that
         # no block is cut where it would not be otherwise.
-        length = min(start - start % window + span, self._terms.size) - start
-        if self._terms.incremental:
-            return ReadRequest(start, length, True, window, whole_windows=writer.broken_windows(start, length))
-        known = dict(itertools.islice(writer.known(start, length).items(), MAX_KNOWN))
-        return ReadRequest(start, length, False, window, known=known)
+        length = min(start - start % terms.window + span, terms.size) - start
+        request = ReadRequest(
+            start,
+            length,
+            terms.incremental,
+            terms.window,
+            compress=self._compression.compress,
+            bytes_per_second=terms.bytes_per_second,
+        )
+        if terms.incremental:
+            return request._replace(whole_windows=self._writer.broken_windows(start, length))
+        known = itertools.islice(self._writer.known(start, length).items(), MAX_KNOWN)
+        return request._replace(known=dict(known))
