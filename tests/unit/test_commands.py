@@ -259,6 +259,7 @@ def test_restore(site: Site, tmp_path: Path) -> None:
         (["restore", "web", "--to", "x", "--format", "vmdk"], "'vmdk' is not one of 'raw', 'qcow2'"),
         (["backup"], "Missing argument 'VM'"),
         (["backup", "web", "--transport", "pigeon"], "'pigeon' is not one of"),
+        (["backup", "web", "--no-fallback"], "--no-fallback needs --transport"),
         (["fly"], "No such command 'fly'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

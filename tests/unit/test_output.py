@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from blockferry import errors
 from blockferry.cli import output
+from blockferry.repository import Carrier
 from blockferry.repository.verification import Damage, Hurt, Verification
 from tests.unit import recovery_points
 
@@ -41,6 +43,20 @@ def test_reasons_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     disks = [recovery_points.disk(number, None, "grpc: No agent.") for number in "123"]
     output.disks(recovery_points.point(None, disks))
     assert capsys.readouterr().out.count("grpc: No agent.") == 1
+
+
+def test_all_that_carried_a_disk_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    disk = msgspec.structs.replace(
+        recovery_points.disk("1"),
+        carriers=(
+            Carrier(transport="netcat", start=0, moved=512, reason=None, remark="clear text"),
+            Carrier(transport="imageio", start=1536 * 1024, moved=0, reason="netcat broke at 1.5 MiB.", remark=None),
+        ),
+    )
+    output.disks(recovery_points.point(None, [disk]))
+    printed = capsys.readouterr().out
+    assert "netcat (clear text), imageio from 1.5 MiB" in printed
+    assert "Not by the first transport alone: netcat broke at 1.5 MiB." in printed
 
 
 def test_points_as_json(capsys: pytest.CaptureFixture[str]) -> None:

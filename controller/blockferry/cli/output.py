@@ -137,7 +137,7 @@ def disks(found: Manifest) -> None:
         right=("SIZE", "DIRTY", "READ", "MOVED", "STORED", "SECONDS"),
     )
     for reason in sorted({carrier.reason for disk in found.disks for carrier in disk.carriers if carrier.reason}):
-        line(f"Not by a better transport: {reason}")
+        line(f"Not by the first transport alone: {reason}")
 
 
 def _way(disk: DiskManifest) -> str:
