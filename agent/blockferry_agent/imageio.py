@@ -12,8 +12,10 @@ import http.client
 import json
 import os
 import socket
+import struct
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from blockferry_agent import errors
@@ -21,6 +23,11 @@ from blockferry_agent.units import KiB
 
 TIMEOUT = 10.0
 """Seconds for each answer of the daemon; it does nothing here that takes long."""
+
+PEER_TIMEOUT = 1.0
+"""Seconds to find out which process the daemon is."""
+
+_PEER = struct.Struct("@3i")  # struct ucred: pid, uid, gid
 
 MAX_BODY = 64 * KiB
 """Longest answer that is looked at; a ticket has some 500 bytes."""
@@ -95,8 +102,21 @@ class Imageio:
         if status != http.client.OK:
             raise errors.TicketRefused(f"Image I/O answered {status} to a sign of life.", "See its log on the host.")
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time, user and system, that the daemon has used; 0 when it cannot be seen."""
+        try:
+            with contextlib.closing(_Connection(self._data_socket, PEER_TIMEOUT)) as connection:
+                connection.connect()
+                credentials = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+            pid, _, _ = _PEER.unpack(credentials)
+            # The name, in brackets, may hold anything; proc(5) counts the fields behind it from 3.
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[14 - 3]) + int(fields[15 - 3])) / os.sysconf("SC_CLK_TCK")
+
     def _ask(self, address: str, method: str, path: str) -> tuple[int, bytes]:
-        connection = _Connection(address)
+        connection = _Connection(address, TIMEOUT)
         try:
             connection.request(method, path, headers={"Connection": "close"})
             response = connection.getresponse()
@@ -117,13 +137,15 @@ class Imageio:
 class _Connection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
+    sock: socket.socket
+
+    def __init__(self, address: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._address)
 
 

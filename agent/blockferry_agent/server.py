@@ -64,7 +64,7 @@ def run(config: Config, wait: Callable[[], object]) -> None:
     )
     threads = concurrent.futures.ThreadPoolExecutor(2 * config.max_reads + _SPARE_THREADS, thread_name_prefix="call")
     server = grpc.server(threads, options=_OPTIONS)
-    service.serve(service.Service(disks, gate, netcat), server)
+    service.serve(service.Service(disks, gate, netcat, imageio), server)
     for address in config.listen:
         _listen(server, address, config.tls)
     server.start()

@@ -23,6 +23,7 @@ from blockferry_agent import __version__, blocks, errors, requests, status, wire
 from blockferry_agent.blocks import Block, Summary
 from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
+from blockferry_agent.imageio import Imageio
 from blockferry_agent.netcat import Netcat
 from blockferry_agent.source import Extent
 from blockferry_agent.tls import CONTROLLER_ROLE
@@ -43,13 +44,14 @@ class Service:
     """
     The service, a method for each of the contract's. They run in threads of the gRPC server.
 
-    disks: what tickets open.  gate: limits.  netcat: opens sockets.
+    disks: what tickets open.  gate: limits.  netcat: opens sockets.  imageio: the host's daemon.
     """
 
-    def __init__(self, disks: Disks, gate: Gate, netcat: Netcat) -> None:
+    def __init__(self, disks: Disks, gate: Gate, netcat: Netcat, imageio: Imageio) -> None:
         self._disks = disks
         self._gate = gate
         self._netcat = netcat
+        self._imageio = imageio
         self._started = time.monotonic()
 
     def Describe(  # noqa: N802 -- the contract's name
@@ -64,6 +66,8 @@ class Service:
                 uptime_seconds=int(time.monotonic() - self._started),
                 active_reads=self._gate.reads,
                 resident_bytes=_resident_bytes(),
+                cpu_seconds=time.process_time(),
+                imageio_cpu_seconds=self._imageio.cpu_seconds(),
             )
 
     def DescribeDisk(  # noqa: N802 -- the contract's name

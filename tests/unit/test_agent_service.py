@@ -112,6 +112,24 @@ def test_describe(stub: Stub) -> None:
     assert 10 * MiB < reply.resident_bytes < 2048 * MiB
 
 
+def test_describe_counts_processor_time(stub: Stub, host: Host, plain: Address) -> None:
+    """Image I/O's is counted in hundredths of a second, and each sign of life costs it some."""
+    before = stub.Describe(agent_pb2.DescribeRequest(), timeout=10)
+    ticket = host.ticket(plain, 64 * MiB)
+    deadline = time.monotonic() + 20
+    while True:
+        read(stub, ticket)
+        after = stub.Describe(agent_pb2.DescribeRequest(), timeout=10)
+        if after.imageio_cpu_seconds > before.imageio_cpu_seconds > 0:
+            break
+        assert time.monotonic() < deadline
+    assert after.cpu_seconds > before.cpu_seconds > 0
+
+
+def test_image_io_that_is_not_there_has_used_no_processor_time(tmp_path: Path) -> None:
+    assert imageio.Imageio(str(tmp_path / "none"), str(tmp_path / "none")).cpu_seconds() == 0
+
+
 def test_describe_disk(stub: Stub, host: Host, disk: Address, plain: Address) -> None:
     reply = stub.DescribeDisk(agent_pb2.DescribeDiskRequest(ticket=host.ticket(disk, SIZE)), timeout=10)
     assert (reply.size_bytes, reply.dirty_bitmap) == (SIZE, True)
@@ -413,7 +431,7 @@ def test_a_fault_of_the_agent_ends_in_a_sentence_and_its_traceback_in_the_log(
     broken = Broken()
     gate = Gate(1)
     disks = Disks(broken, KeepAlive(broken.touch, 20), gate, [], 1, Throttle(0))  # type: ignore[arg-type]
-    service = Service(disks, gate, Netcat(disks, 1, [], range(0), None, clear_text=False))
+    service = Service(disks, gate, Netcat(disks, 1, [], range(0), None, clear_text=False), broken)  # type: ignore[arg-type]
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
     serve(service, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
