@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from blockferry import errors
-from blockferry.transport import grpc_agent
+from blockferry.transport import grpc_agent, tunnel
 from blockferry.transport.disk import Target
 from blockferry.transport.ssh import SshTransport, TunnelledAgent
 from blockferry.transport.tunnel import Tunnel, Way
@@ -100,15 +101,15 @@ def wait_for(ready: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def left_behind() -> set[str]:
-    return {path.name for path in Path("/tmp").glob("blockferry-*")}
-
-
 @pytest.fixture(autouse=True)
-def nothing_stays() -> Iterator[None]:
-    before = left_behind()
-    yield
-    assert left_behind() <= before
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short path where tunnels have their sockets; nothing may stay in it."""
+    place = Path(tempfile.mkdtemp(prefix="place-", dir="/tmp"))
+    monkeypatch.setattr(tunnel, "PLACE", str(place))
+    yield place
+    left = list(place.iterdir())
+    shutil.rmtree(place)
+    assert left == []
 
 
 # That it works.
@@ -123,9 +124,9 @@ def test_agent_answers_and_nothing_stays(way: Way) -> None:
 
 
 def test_socket_is_for_its_owner_alone(way: Way) -> None:
-    with contextlib.closing(Tunnel(way)) as tunnel:
-        assert tunnel.path.parent.stat().st_mode & 0o777 == 0o700
-        assert tunnel.path.stat().st_mode & 0o777 == 0o600
+    with contextlib.closing(Tunnel(way)) as opened:
+        assert opened.path.parent.stat().st_mode & 0o777 == 0o700
+        assert opened.path.stat().st_mode & 0o777 == 0o600
 
 
 def test_nothing_secret_is_in_the_command_line(way: Way) -> None:
@@ -165,8 +166,8 @@ def test_tunnel_outlives_the_thread_that_made_it(way: Way) -> None:
 def test_operators_ssh_config_has_the_last_word_on_ciphers(way: Way, tmp_path: Path, own: str, first: str) -> None:
     config = tmp_path / "ssh_config"
     config.write_text(own)
-    with contextlib.closing(Tunnel(way._replace(config_file=config))) as tunnel:
-        command = ["ssh", "-G", "-F", str(tunnel.path.parent / "ssh_config"), "127.0.0.1"]
+    with contextlib.closing(Tunnel(way._replace(config_file=config))) as opened:
+        command = ["ssh", "-G", "-F", str(opened.path.parent / "ssh_config"), "127.0.0.1"]
         effective = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     [ciphers] = [line.split()[1] for line in effective.splitlines() if line.startswith("ciphers ")]
     assert ciphers.split(",")[0] == first
@@ -223,7 +224,7 @@ def test_unknown_name(way: Way) -> None:
 
 
 def test_sshd_that_says_nothing(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockferry.transport.tunnel.CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr(tunnel, "CONNECT_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         said = refusal(way._replace(port=silent.getsockname()[1]))
     assert "timed out" in said
@@ -234,7 +235,7 @@ def test_agent_that_does_not_run(way: Way, tmp_path: Path) -> None:
 
 
 def test_agent_that_hangs(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockferry.transport.tunnel.READY_TIMEOUT", 1.0)
+    monkeypatch.setattr(tunnel, "READY_TIMEOUT", 1.0)
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(path))

@@ -43,7 +43,7 @@ ALIVE_INTERVAL = 15
 ALIVE_COUNT = 3
 
 # Not TMPDIR: the path of a Unix socket has 107 bytes at the most.
-_PLACE = "/tmp"  # noqa: S108 -- mkdtemp makes a private directory in it
+PLACE = "/tmp"  # noqa: S108 -- mkdtemp makes a private directory in it
 
 _LINES_KEPT = 20
 _LINE_LENGTH = 300
@@ -117,7 +117,7 @@ class Tunnel:
         if shutil.which("ssh") is None:
             raise errors.AgentUnreachable("There is no ssh program here.", "Install the OpenSSH client.")
         self._way = way
-        self._directory = Path(tempfile.mkdtemp(prefix="blockferry-", dir=_PLACE))
+        self._directory = Path(tempfile.mkdtemp(prefix="blockferry-", dir=PLACE))
         self.path = self._directory / "agent.sock"
         self._said: deque[str] = deque(maxlen=_LINES_KEPT)
         self._process: subprocess.Popen[bytes] | None = None
