@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockferry_agent import config
+from blockferry_agent.units import MiB
 
 TLS = {"certificate": "tls/agent.crt", "key": "tls/agent.key", "ca": "/etc/ca.crt"}
 
@@ -29,6 +30,10 @@ def test_defaults(tmp_path: Path) -> None:
         workers=4,
         max_reads=16,
         keepalive_seconds=20.0,
+        socket_ports=range(0),
+        socket_addresses=("192.0.2.1",),
+        clear_text=False,
+        bytes_per_second=0,
     )
 
 
@@ -44,9 +49,30 @@ def test_everything(tmp_path: Path) -> None:
         workers=5,
         max_reads=1,
         keepalive_seconds=0.5,
+        socket_ports=[54331, 54340],
+        socket_address="192.0.2.9",
+        clear_text=True,
+        bytes_per_second=400 * MiB,
     )
     assert loaded.pid_file == tmp_path / "run/agent.pid"
     assert (loaded.workers, loaded.max_reads, loaded.keepalive_seconds) == (5, 1, 0.5)
+    assert loaded.socket_ports == range(54331, 54341)
+    assert (loaded.socket_addresses, loaded.clear_text, loaded.bytes_per_second) == (("192.0.2.9",), True, 400 * MiB)
+
+
+def test_sockets_open_where_the_agent_listens(tmp_path: Path) -> None:
+    listen = ["[2001:db8::1]:54330", "host.example:1", "unix:/run/agent.sock"]
+    loaded = load(tmp_path, listen=listen, tls=TLS, socket_ports=[1, 1])
+    assert loaded.socket_addresses == ("2001:db8::1", "host.example")
+
+
+def test_sockets_beside_a_unix_socket_need_an_address_and_tls(tmp_path: Path) -> None:
+    sockets = {"listen": ["unix:/run/agent.sock"], "socket_ports": [1, 2]}
+    with pytest.raises(config.ConfigError, match="socket_address must be there, because of socket_ports"):
+        load(tmp_path, **sockets, tls=TLS)
+    with pytest.raises(config.ConfigError, match="tls must be there, because of socket_ports"):
+        load(tmp_path, **sockets, socket_address="192.0.2.9")
+    assert load(tmp_path, **sockets, socket_address="192.0.2.9", clear_text=True).tls is None
 
 
 def test_a_unix_socket_needs_no_tls(tmp_path: Path) -> None:
@@ -74,6 +100,14 @@ def test_a_unix_socket_needs_no_tls(tmp_path: Path) -> None:
         ({"workers": "4"}, "workers must be"),
         ({"max_reads": 0}, "max_reads must be"),
         ({"keepalive_seconds": 0}, "keepalive_seconds must be a number of seconds above 0"),
+        ({"socket_ports": 54331}, "socket_ports must be a list of the first port and the last"),
+        ({"socket_ports": [2, 1]}, "socket_ports must be"),
+        ({"socket_ports": [1]}, "socket_ports must be"),
+        ({"socket_ports": [0, 1]}, "socket_ports must be a whole number from 1 to 65535"),
+        ({"socket_ports": [1, 65536]}, "socket_ports must be"),
+        ({"socket_address": ""}, "socket_address must be a text"),
+        ({"clear_text": 1}, "clear_text must be true or false"),
+        ({"bytes_per_second": -1}, "bytes_per_second must be"),
         ({"pid_file": ""}, "pid_file must be a text that is not empty"),
         ({"prot": 1}, "prot is not a known key"),
     ],
