@@ -55,6 +55,9 @@ def backup(
     if no_fallback and not transports:
         raise click.UsageError("--no-fallback needs --transport: it leaves out the transports that are not named.")
     site = settings.site()
+    for name in transports:
+        # What is asked for by name is not left out in silence when the configuration gives no means for it.
+        site.transports([name])
     fallback = () if no_fallback else site.config.backup.ladder
     options = job.Options(
         mode=mode or site.config.backup.mode,
