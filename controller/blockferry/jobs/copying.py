@@ -127,12 +127,12 @@ def copy(ladder: Ladder, writer: DiskWriter, terms: Terms, label: str, stop: Sto
     Raises TransportError when no transport is left, with every one's reason; what the disk or the repository raises;
     Interrupted when it was stopped.
     """
-    copy = _Copy(ladder, writer, terms, label, stop, progress)
+    tally = _Tally(progress, writer.disk_id)
     progress.begin(writer.disk_id, label, terms.size)
-    copy.run()
-    progress.advance(writer.disk_id, terms.size, copy.tally.moved)
+    carriers = _Copy(ladder, writer, terms, label, stop, progress, tally).run()
+    progress.advance(writer.disk_id, terms.size, tally.moved)
     progress.end(writer.disk_id)
-    return Copied(copy.tally.dirty, copy.tally.read, copy.tally.moved, tuple(copy.carriers))
+    return Copied(tally.dirty, tally.read, tally.moved, tuple(carriers))
 
 
 class _Tally:
@@ -165,114 +165,21 @@ class _Tally:
         self.dirty, self.read = dirty + summary.dirty, read + summary.read
 
 
-class _Copy:
-    """
-    The copying of one disk.
+class _Requests:
+    """What to ask one transport for. What was measured of another one says nothing about it."""
 
-    carriers: what carried it so far.
-    """
-
-    def __init__(
-        self, ladder: Ladder, writer: DiskWriter, terms: Terms, label: str, stop: Stop, progress: Progress
-    ) -> None:
-        self._ladder = ladder
+    def __init__(self, writer: DiskWriter, terms: Terms) -> None:
         self._writer = writer
         self._terms = terms
-        self._label = label
-        self._stop = stop
-        self._progress = progress
-        # All before it is done: blocks arrived, or a request ended that found nothing behind the last of them.
-        self._position = 0
-        self._span = FIRST_SPAN  # of the next request
-        self._compression = compression.choice(terms.compression)
-        self.tally = _Tally(progress, writer.disk_id)
-        self.carriers: list[Carrier] = []
-
-    def run(self) -> None:
-        while self._position < self._terms.size:
-            opened = self._ladder.open()
-            if opened.why:
-                goes = "goes on" if self._position else "goes"
-                self._progress.warn(f"Disk {self._label} {goes} through {opened.transport}. {opened.why}")
-            with contextlib.closing(opened.disk):
-                self._carry(opened)
-
-    def _carry(self, opened: Opened) -> None:
-        """Copy through one transport, to the end of the disk or to where it breaks."""
-        start, moved = self._position, self.tally.moved
-        # What was measured of another transport says nothing about this one.
         self._span = FIRST_SPAN
-        self._compression = compression.choice(self._terms.compression)
-        failure: errors.Error | None = None
-        try:
-            while self._position < self._terms.size:
-                self._copy_range(opened.disk, self._request())
-        except errors.Error as error:
-            failure = error
-        carried = self._position > start
-        if carried:
-            self.carriers.append(
-                Carrier(
-                    transport=opened.transport,
-                    start=start,
-                    moved=self.tally.moved - moved,
-                    reason=opened.why or None,
-                    remark=opened.disk.remark or None,
-                )
-            )
-        if failure is not None:
-            self._ladder.broke(opened, failure, self._position, carried)
+        self._compression = compression.choice(terms.compression)
 
-    def _copy_range(self, disk: Disk, request: ReadRequest) -> None:
-        """Copy one range. Asks again while the agent has enough to do with other disks."""
-        give_up = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            with self._stop.watch(disk.read(request)) as reading:
-                try:
-                    self._receive(request, reading)
-                    return
-                except agent_errors.Busy:
-                    if self._position != request.start or time.monotonic() > give_up:
-                        raise
-                except errors.Error:
-                    # A reading that was closed from outside ends with whatever error its transport has for that.
-                    self._stop.check()
-                    raise
-            self._stop.pause(BUSY_PAUSE)
-
-    def _receive(self, request: ReadRequest, reading: Reading) -> None:
-        """Give the repository all blocks of one reading, and measure it."""
-        self.tally.begin()
-        moved, started, waited = self.tally.moved, time.monotonic(), 0.0
-        blocks = iter(reading)
-        while True:
-            asked = time.monotonic()
-            block = next(blocks, None)
-            waited += time.monotonic() - asked
-            if block is None:
-                break
-            self._writer.write(block)
-            self._position = block.end
-            self.tally.add(block)
-        self._stop.check()
-        summary = reading.summary
-        self._end(request, summary)
-        seconds = time.monotonic() - started
-        self._compression.learn(Measured(request.compress, self.tally.moved - moved, seconds, waited, summary.stalled))
-
-    def _end(self, request: ReadRequest, summary: Summary) -> None:
-        """A request ended well. Whatever of it brought no block is as in the base; in a full read there is no such."""
-        end = request.start + request.length
-        if not request.incremental and self._position != end:
-            raise agent_errors.ProtocolError(f"The blocks from {request.start} to {end} ended at {self._position}.")
-        self._position = end
-        self.tally.end(summary)
-
-    def _request(self) -> ReadRequest:
-        """Return what to ask for next."""
-        start, terms = self._position, self._terms
+    def next(self, start: int) -> ReadRequest:
+        """Return what to ask for next, from `start` on."""
+        terms = self._terms
         most = MAX_WHOLE_WINDOWS * terms.window if terms.incremental else KNOWN_SPAN
-        span, self._span = min(self._span, most), min(2 * self._span, most)
+        span = min(self._span, most)
+        self._span = 2 * span
         # A transport may have broken within a window. The next request ends at a window's border all the same, so that
         # no block is cut where it would not be otherwise.
         length = min(start - start % terms.window + span, terms.size) - start
@@ -288,3 +195,111 @@ class _Copy:
             return request._replace(whole_windows=self._writer.broken_windows(start, length))
         known = itertools.islice(self._writer.known(start, length).items(), MAX_KNOWN)
         return request._replace(known=dict(known))
+
+    def learn(self, measured: Measured) -> None:
+        """A request ended well."""
+        self._compression.learn(measured)
+
+
+class _Copy:
+    """The copying of one disk."""
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        writer: DiskWriter,
+        terms: Terms,
+        label: str,
+        stop: Stop,
+        progress: Progress,
+        tally: _Tally,
+    ) -> None:
+        self._ladder = ladder
+        self._writer = writer
+        self._terms = terms
+        self._label = label
+        self._stop = stop
+        self._progress = progress
+        self._tally = tally
+        # All before it is done: blocks arrived, or a request ended that found nothing behind the last of them.
+        self._position = 0
+        self._carriers: list[Carrier] = []
+
+    def run(self) -> list[Carrier]:
+        """Copy it, and return what carried it."""
+        while self._position < self._terms.size:
+            opened = self._ladder.open()
+            if opened.why:
+                goes = "goes on" if self._position else "goes"
+                self._progress.warn(f"Disk {self._label} {goes} through {opened.transport}. {opened.why}")
+            with contextlib.closing(opened.disk):
+                self._carry(opened)
+        return self._carriers
+
+    def _carry(self, opened: Opened) -> None:
+        """Copy through one transport, to the end of the disk or to where it breaks."""
+        start, moved = self._position, self._tally.moved
+        requests = _Requests(self._writer, self._terms)
+        failure: errors.Error | None = None
+        try:
+            while self._position < self._terms.size:
+                requests.learn(self._copy_range(opened.disk, requests.next(self._position)))
+        except errors.Error as error:
+            failure = error
+        carried = self._position > start
+        if carried:
+            self._carriers.append(
+                Carrier(
+                    transport=opened.transport,
+                    start=start,
+                    moved=self._tally.moved - moved,
+                    reason=opened.why or None,
+                    remark=opened.disk.remark or None,
+                )
+            )
+        if failure is not None:
+            self._ladder.broke(opened, failure, self._position, carried)
+
+    def _copy_range(self, disk: Disk, request: ReadRequest) -> Measured:
+        """Copy one range. Asks again while the agent has enough to do with other disks."""
+        give_up = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            with self._stop.watch(disk.read(request)) as reading:
+                try:
+                    return self._receive(request, reading)
+                except agent_errors.Busy:
+                    if self._position != request.start or time.monotonic() > give_up:
+                        raise
+                except errors.Error:
+                    # A reading that was closed from outside ends with whatever error its transport has for that.
+                    self._stop.check()
+                    raise
+            self._stop.pause(BUSY_PAUSE)
+
+    def _receive(self, request: ReadRequest, reading: Reading) -> Measured:
+        """Give the repository all blocks of one reading, and measure it."""
+        self._tally.begin()
+        moved, started, waited = self._tally.moved, time.monotonic(), 0.0
+        blocks = iter(reading)
+        while True:
+            asked = time.monotonic()
+            block = next(blocks, None)
+            waited += time.monotonic() - asked
+            if block is None:
+                break
+            self._writer.write(block)
+            self._position = block.end
+            self._tally.add(block)
+        self._stop.check()
+        summary = reading.summary
+        self._end(request, summary)
+        seconds = time.monotonic() - started
+        return Measured(request.compress, self._tally.moved - moved, seconds, waited, summary.stalled)
+
+    def _end(self, request: ReadRequest, summary: Summary) -> None:
+        """A request ended well. Whatever of it brought no block is as in the base; in a full read there is no such."""
+        end = request.start + request.length
+        if not request.incremental and self._position != end:
+            raise agent_errors.ProtocolError(f"The blocks from {request.start} to {end} ended at {self._position}.")
+        self._position = end
+        self._tally.end(summary)
