@@ -216,6 +216,9 @@ def test_agent_without_a_port_is_reached_through_ssh(real: Controller, sshd: Ssh
     [pid] = real.pids()
     assert listening(pid) == set()
     assert not real.deploy(port=0).changed
+    real.deploy()
+    [pid] = real.pids()
+    assert len(listening(pid)) == 1
 
 
 def test_limits_and_ports_of_sockets_reach_the_agent(real: Controller) -> None:
@@ -237,9 +240,12 @@ def test_directory_whose_socket_cannot_be_named(controller: Controller, name: st
 
 
 def listening(pid: int) -> set[str]:
-    """TCP ports at which a process listens, as "127.0.0.1:22"."""
-    lines = subprocess.run(["ss", "-Htlnp"], check=True, capture_output=True, text=True).stdout.splitlines()
-    return {line.split()[3] for line in lines if f"pid={pid}," in line}
+    """The TCP sockets at which a process listens, as lines of /proc/net/tcp."""
+    held = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {words[1] for words in lines if words[3] == "0A" and f"socket:[{words[9]}]" in held}
 
 
 @pytest.mark.skipif(not PYTHON39.exists(), reason="no Python 3.9 here; the lab's host has one")

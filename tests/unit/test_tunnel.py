@@ -146,6 +146,25 @@ def test_jump_host(through: Way, jump: Sshd) -> None:
     assert naming(str(through.config_file)) == []
 
 
+def test_key_of_an_ssh_agent(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert way.key_file is not None
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+    with subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL) as keys:
+        try:
+            wait_for((tmp_path / "agent").exists)
+            subprocess.run(["ssh-add", "-q", way.key_file], check=True)
+            Tunnel(way._replace(key_file=None)).close()
+        finally:
+            keys.terminate()
+
+
+def test_key_file_with_a_space_in_its_path(way: Way, tmp_path: Path) -> None:
+    assert way.key_file is not None
+    copy = tmp_path / "my key"
+    shutil.copy(way.key_file, copy)
+    Tunnel(way._replace(key_file=copy)).close()
+
+
 def test_tunnels_side_by_side(way: Way) -> None:
     with contextlib.ExitStack() as opened:
         for _ in range(3):

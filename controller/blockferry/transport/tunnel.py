@@ -177,12 +177,12 @@ class Tunnel:
             # At this level ssh says why a forwarding failed.
             "LogLevel": "INFO",
         }
-        if way.key_file is not None:
-            options |= {"IdentityFile": way.key_file, "IdentitiesOnly": "yes"}
-        if way.port:
-            options["Port"] = way.port
         command = ["ssh", "-F", str(self._directory / "ssh_config"), "-N", "-T", "-l", way.user]
         command += [f"-o{key}={value}" for key, value in options.items()]
+        if way.key_file is not None:
+            command += ["-oIdentitiesOnly=yes", "-i", str(way.key_file)]
+        if way.port:
+            command += ["-p", str(way.port)]
         return [*command, "-L", f"{self.path}:{way.socket}", "--", way.address]
 
     def _keep(self) -> None:
