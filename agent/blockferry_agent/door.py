@@ -59,10 +59,14 @@ class Door:
         deadline = time.monotonic() + seconds
         # The port closes before anybody is sent away, so that nobody comes back.
         with _Lobby(self._listeners, self.token, self._context) as lobby, contextlib.closing(self):
-            while not self._interrupted and time.monotonic() < deadline:
-                client = lobby.look(deadline)
-                if client is not None:
-                    return client.let_in(patience)
+            try:
+                while not self._interrupted and time.monotonic() < deadline:
+                    client = lobby.look(deadline)
+                    if client is not None:
+                        return client.let_in(patience)
+            except OSError:
+                if not self._interrupted:
+                    raise
         return None
 
     def interrupt(self) -> None:
@@ -104,7 +108,11 @@ class _Lobby:
         self._selector.close()
 
     def look(self, until: float) -> _Knocking | None:
-        """Attend to whoever knocks or says something, until then at most; return the client when it is he."""
+        """
+        Attend to whoever knocks or says something, until then at most; return the client when it is he.
+
+        Raises OSError when the port is of no use any more.
+        """
         deadline = min([until, *(one.deadline for one in self._knocking)])
         for key, _ in self._selector.select(max(0.0, deadline - time.monotonic())):
             if isinstance(key.data, _Knocking):
@@ -128,8 +136,8 @@ class _Lobby:
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, address = listener.accept()
-        except OSError:
-            return  # he is gone already, or the door was interrupted
+        except (BlockingIOError, ConnectionError):
+            return  # he is gone already
         try:
             one = _Knocking(connection, address[0], self._context)
         except OSError:

@@ -28,6 +28,8 @@ A frame is a header of 44 bytes, big-endian, and its payload:
     summary   a protobuf Summary
     error     status code (1 byte, blockferry_agent/status.py), message, NUL, hint (percent-encoded); UTF-8
 
+A request names no ticket, which is a secret, while this may be clear text: the socket was opened for one.
+
 The peer is taken for hostile: every length is checked before anything of it is allocated.
 """
 

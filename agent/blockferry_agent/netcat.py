@@ -182,8 +182,9 @@ class _Client:
     def _answer(self, link: Link) -> bytes:
         """Send the blocks that are asked for; return the frame behind them."""
         request = frames.receive_request(link.receive)
-        if request.ticket != self._ticket:
-            raise errors.InvalidRequest("This socket was opened for another ticket.")
+        if request.HasField("ticket"):
+            raise errors.InvalidRequest("A request over a socket names no ticket: the socket was opened for one.")
+        request.ticket.CopyFrom(self._ticket)
         try:
             with self._disks.reading(request) as reading:
                 for block in reading:

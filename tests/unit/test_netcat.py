@@ -125,8 +125,8 @@ def answer(client: socket.socket, message: agent_pb2.ReadBlocksRequest) -> list[
     return received
 
 
-def whole(ticket: agent_pb2.Ticket) -> agent_pb2.ReadBlocksRequest:
-    return agent_pb2.ReadBlocksRequest(ticket=ticket, window_bytes=MiB)
+WHOLE = agent_pb2.ReadBlocksRequest(window_bytes=MiB)
+"""The whole disk of the socket's ticket."""
 
 
 def wait_until(ready: Callable[[], bool]) -> None:
@@ -156,7 +156,7 @@ def test_the_token_lets_in_and_requests_are_answered_one_after_another(
     assert (len(reply.token), reply.wait_seconds) == (frames.TOKEN_LENGTH, netcat.WAIT)
     with knock(reply) as client:
         assert is_let_in(client, reply.token)
-        first, second = answer(client, whole(ticket)), answer(client, whole(ticket))
+        first, second = answer(client, WHOLE), answer(client, WHOLE)
         assert first[:-1] == second[:-1]
         assert sum(block.length for block in first[:-1] if isinstance(block, Block)) == SIZE
     wait_until(lambda: is_forgotten(reply))
@@ -191,7 +191,7 @@ def test_a_token_is_good_for_one_client(stub: agent_pb2_grpc.AgentStub, ticket: 
         other = opened(stub, ticket)
         with knock(other) as replayed:
             assert not is_let_in(replayed, reply.token)
-        assert answer(client, whole(ticket))
+        assert answer(client, WHOLE)
 
 
 def test_who_says_nothing_is_sent_away(
@@ -319,7 +319,7 @@ def test_a_ticket_that_nobody_knows_opens_no_port(host: Host, address: str, disk
     [
         (frames.LENGTH.pack(frames.MAX_REQUEST + 1), "too long"),
         (frames.LENGTH.pack(4) + b"\xff" * 4, "is no request"),
-        (frames.of_request(agent_pb2.ReadBlocksRequest()), "another ticket"),
+        (frames.of_request(agent_pb2.ReadBlocksRequest(window_bytes=1)), "window_bytes must be"),
     ],
 )
 def test_requests_that_are_none(
@@ -340,8 +340,8 @@ def test_a_socket_is_for_its_tickets_disk_only(
     reply = opened(stub, ticket)
     with knock(reply) as client:
         assert is_let_in(client, reply.token)
-        with pytest.raises(agent_errors.InvalidRequest, match="another ticket"):
-            answer(client, whole(host.ticket(disk, SIZE)))
+        with pytest.raises(agent_errors.InvalidRequest, match="names no ticket"):
+            answer(client, agent_pb2.ReadBlocksRequest(ticket=host.ticket(disk, SIZE), window_bytes=MiB))
 
 
 def test_an_agent_that_stops_closes_ports_and_hangs_up(host: Host, disk: Address, ports: list[int]) -> None:
@@ -370,7 +370,7 @@ def test_a_client_that_takes_nothing_is_given_up(
         reply = opened(stub, ticket)
         with knock(reply) as client:
             assert is_let_in(client, reply.token)
-            client.sendall(frames.of_request(whole(ticket)))
+            client.sendall(frames.of_request(WHOLE))
             wait_until(lambda: stub.Describe(agent_pb2.DescribeRequest(), timeout=5).active_reads == 1)
             wait_until(lambda: stub.Describe(agent_pb2.DescribeRequest(), timeout=5).active_reads == 0)
     wait_until(lambda: is_forgotten(reply))
@@ -382,7 +382,7 @@ def test_a_client_that_goes_away_frees_the_disk(stub: agent_pb2_grpc.AgentStub, 
         reply = opened(stub, ticket)
         with knock(reply) as client:
             assert is_let_in(client, reply.token)
-            client.sendall(frames.of_request(whole(ticket)))
+            client.sendall(frames.of_request(WHOLE))
             assert len(receive(client, MiB)) == MiB
         wait_until(lambda: stub.Describe(agent_pb2.DescribeRequest(), timeout=5).active_reads == 0)
     wait_until(lambda: is_forgotten(reply))

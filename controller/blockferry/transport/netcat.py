@@ -89,7 +89,9 @@ class NetcatDisk:
 
     def read(self, request: ReadRequest) -> Reading:
         """See `disk.Disk.read`."""
-        return NetcatReading(self, grpc_agent.read_message(self._target, request), self._agent)
+        message = grpc_agent.read_message(self._target, request)
+        message.ClearField("ticket")
+        return NetcatReading(self, message, self._agent)
 
     def close(self) -> None:
         """See `disk.Disk.close`."""
