@@ -17,11 +17,12 @@ from blockferry.jobs.copying import Copied, Stop
 from blockferry.jobs.progress import Silent
 from blockferry.repository import Manifest, Repository
 from blockferry.repository import settings as settings_module
-from blockferry.transport import ladder
-from blockferry.transport.disk import Target
+from blockferry.transport import grpc_agent, ladder
+from blockferry.transport.disk import Target, Transport
 from blockferry.transport.grpc_agent import Credentials, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
 from blockferry.transport.ladder import Ladder
+from blockferry.transport.netcat import NetcatTransport
 from blockferry_agent.nbd import Address
 from blockferry_agent.units import KiB, MiB
 from tests.lab import processes
@@ -43,7 +44,8 @@ class Agent:
 
     def __init__(self, host: Host) -> None:
         self._pid_file = host.directory / "agent.pid"
-        self._configuration = host.configuration(pid_file=self._pid_file.name)
+        port = processes.free_port()
+        self._configuration = host.configuration(pid_file=self._pid_file.name, socket_ports=[port, port])
         name, _, port = json.loads(self._configuration.read_text())["listen"][0].rpartition(":")
         self.endpoint = Endpoint(name, int(port), name)
         self._process: subprocess.Popen[bytes] | None = None
@@ -125,17 +127,30 @@ def repository() -> Repository:
     return Repository(store, settings_module.write(store, WINDOW, "none"))
 
 
+def grpc_transport(host: Host, agent: Agent) -> Transport:
+    return GrpcTransport(credentials(host), lambda target: agent.endpoint)
+
+
+def netcat_transport(host: Host, agent: Agent) -> Transport:
+    own = credentials(host)
+    return NetcatTransport(lambda target: grpc_agent.Agent(agent.endpoint, own), lambda target: agent.endpoint, own)
+
+
+def credentials(host: Host) -> Credentials:
+    own = host.pki.controller()
+    return Credentials(host.pki.certificate, own.certificate, own.key)
+
+
+BY_AGENT = {"grpc": grpc_transport, "netcat": netcat_transport}
+
+
 def back_up(
-    host: Host, agent: Agent, address: Address, repository: Repository, base: Manifest | None, progress: Silent
+    host: Host, first: Transport, address: Address, repository: Repository, base: Manifest | None, progress: Silent
 ) -> tuple[Manifest, Copied]:
     ticket = host.ticket(address, SIZE, dirty=True)
     url = f"https://127.0.0.1:{host.imageio.port}/images/{ticket.ticket_id}"
     target = Target("host1", "127.0.0.1", ticket.transfer_id, ticket.ticket_id, url, None, SIZE)
-    own = host.pki.controller()
-    transports = (
-        GrpcTransport(Credentials(host.pki.certificate, own.certificate, own.key), lambda target: agent.endpoint),
-        ImageioTransport(str(host.directory / "ca.pem")),
-    )
+    transports = (first, ImageioTransport(str(host.directory / "ca.pem")))
     stop = Stop()
     incremental = base is not None
     with repository.new_point(images.VM) as draft:
@@ -147,32 +162,40 @@ def back_up(
     return point, copied
 
 
-@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize(("name", "incremental"), [("grpc", False), ("grpc", True), ("netcat", True)])
 def test_killed_agent(
-    host: Host, agent: Agent, served: Served, repository: Repository, incremental: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    host: Host,
+    agent: Agent,
+    served: Served,
+    repository: Repository,
+    name: str,
+    incremental: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ladder, "COMEBACK", 0.2)
     blocks = random.randrange(1, 20)
     base = images.full(repository, served.old) if incremental else None
-    point, copied = back_up(host, agent, served.address, repository, base, AtBlock(blocks, agent.close))
+    by_agent = BY_AGENT[name](host, agent)
+    point, copied = back_up(host, by_agent, served.address, repository, base, AtBlock(blocks, agent.close))
     assert images.restore(repository, point) == served.new
     first, second = copied.carriers
-    assert (first.transport, first.start, first.reason) == ("grpc", 0, None)
+    assert (first.transport, first.start, first.reason) == (name, 0, None)
     assert (second.transport, first.moved + second.moved) == ("imageio", copied.moved)
     assert second.start >= blocks * GRAIN
     assert second.reason is not None
-    assert second.reason.startswith(f"grpc broke at {second.start / MiB:.1f} MiB: The agent at")
+    assert second.reason.startswith(f"{name} broke at {second.start / MiB:.1f} MiB: The ")
     assert_moved_once(copied, served, incremental)
 
 
-@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize(("name", "incremental"), [("grpc", True), ("netcat", False)])
 def test_agent_that_is_started_again(
-    host: Host, agent: Agent, served: Served, repository: Repository, incremental: bool
+    host: Host, agent: Agent, served: Served, repository: Repository, name: str, incremental: bool
 ) -> None:
     base = images.full(repository, served.old) if incremental else None
-    point, copied = back_up(host, agent, served.address, repository, base, AtBlock(9, agent.restart))
+    by_agent = BY_AGENT[name](host, agent)
+    point, copied = back_up(host, by_agent, served.address, repository, base, AtBlock(9, agent.restart))
     assert images.restore(repository, point) == served.new
-    assert [carrier.transport for carrier in copied.carriers] == ["grpc", "grpc"]
+    assert [carrier.transport for carrier in copied.carriers] == [name, name]
     assert copied.carriers[1].start > 0
     assert_moved_once(copied, served, incremental)
 
