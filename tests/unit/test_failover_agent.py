@@ -57,7 +57,10 @@ class Agent:
         processes.wait_for("the agent", self._pid_file.exists, timeout=20)
 
     def restart(self) -> None:
-        self.close()
+        """Stop it and start it again, as an upgrade does."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait()
         self.start()
 
     def close(self) -> None:
