@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from ovirtsdk4 import services
 
+from tests.e2e.bad_days.scene import Scene
 from tests.e2e.points.conftest import engine as engine
 from tests.e2e.points.history import History
 from tests.lab import processes
@@ -37,9 +40,19 @@ def ports(operator: Operator) -> range:
 def no_tunnel_stays(lab: Lab) -> Iterator[None]:
     """No ssh that leads to the lab's agent is there after a test."""
     yield
+    assert tunnels(lab) == []
+
+
+def tunnels(lab: Lab) -> list[int]:
+    """The processes of ssh that lead to the lab's agent."""
     socket = str(lab.host.directory / "agent" / "run" / "agent.sock").encode()
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert [command for command in commands if command.startswith(b"ssh") and socket in command] == []
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes()
+            if command.startswith(b"ssh\0") and socket in command:
+                found.append(int(path.parent.name))
+    return found
 
 
 def configure(operator: Operator, old: str, new: str) -> None:
@@ -101,3 +114,42 @@ def test_agent_that_is_gone_is_told_with_what_ssh_says(operator: Operator, lab: 
     assert result.status == 7
     assert "The agent on host1 (through SSH) cannot be reached as root@127.0.0.1" in result.errors
     assert "Deploy the agent again" in result.errors
+
+
+@pytest.fixture
+def scene(lab: Lab, tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(lab, tmp_path / "scene")
+    yield made
+    made.close()
+
+
+def test_tunnel_is_cut_in_the_middle(scene: Scene, tmp_path: Path) -> None:
+    """A new one takes its place, and what came through the old one is not moved again."""
+    with scene.held_backup("--json", "--transport", "ssh", "--no-fallback") as held:
+        for ssh in tunnels(scene.lab):
+            os.kill(ssh, signal.SIGKILL)
+        held.open()
+        result = held.end()
+    scene.assert_says(result, 0, r"goes on through ssh\. ssh broke at \d+\.\d MiB: The agent on host1 \(through SSH\)")
+    disk = scene.vm.disks[0]
+    (carried,) = (found for found in result.document["disks"] if found["id"] == disk.id)
+    first, second = carried["carriers"]
+    assert (first["transport"], second["transport"]) == ("ssh", "ssh")
+    assert second["start"] >= first["moved"] > 0
+    (image,) = scene.operator.do(
+        "restore", scene.vm.name, result.document["id"], "--to", str(tmp_path / "restored"), "--disk", disk.id
+    )
+    processes.run("qemu-img", "compare", "-f", "raw", "-F", disk.format, image["path"], disk.path)
+    scene.assert_went_on(result)
+
+
+def test_controller_that_is_killed_leaves_no_tunnel(scene: Scene) -> None:
+    with scene.held_backup("--transport", "ssh", "--no-fallback") as held:
+        found = tunnels(scene.lab)
+        assert found
+        directories = [Path(Path(f"/proc/{ssh}/cmdline").read_text().split("\0")[2]).parent for ssh in found]
+        held.process.kill()
+        processes.wait_for("end of the tunnels", lambda: not tunnels(scene.lab))
+    for directory in directories:
+        # Nobody is left to remove these.
+        shutil.rmtree(directory)

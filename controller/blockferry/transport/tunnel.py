@@ -107,7 +107,8 @@ class Way(NamedTuple):
 
 class Tunnel:
     """
-    An ssh process, and the socket at which it listens here. Who made it closes it.
+    An ssh process, and the socket at which it listens here. Who made it closes it; the process of a controller that is
+    killed ends too, and only a directory with a few small files stays in /tmp.
 
     path: of the socket, at which an agent answered when the tunnel was made.
     """
