@@ -91,6 +91,12 @@ class Sshd:
         except OSError:
             return False
 
+    @property
+    def pid(self) -> int:
+        """Of the process that listens."""
+        assert self._process is not None
+        return self._process.pid
+
     def way(self, socket: Path, **changes: object) -> tunnel.Way:
         """Return the way to an agent's socket, with some of it changed. No ssh_config of this machine plays a part."""
         config = self.directory / "ssh_config"

@@ -299,8 +299,46 @@ def test_killed_in_the_middle(way: Way, target: Target) -> None:
         next(blocks)
         [ssh] = naming(way.socket)
         os.kill(ssh, signal.SIGKILL)
-        with pytest.raises(errors.TransportError, match=r"The agent on host1 \(through SSH\)"):
+        with pytest.raises(errors.TransportError, match=r"The agent on host1 \(through SSH\) .*: ssh was ended\."):
             list(blocks)
+
+
+def test_sshd_ends_in_the_middle(agent_socket: Path, target: Target, tmp_path: Path) -> None:
+    """As when the host goes down, and what ssh says then."""
+    with Sshd(tmp_path / "sshd", key_types=("ed25519",)) as server:
+        way = server.way(agent_socket)
+        with (
+            contextlib.closing(SshTransport(lambda _: way).open(target)) as disk,
+            contextlib.closing(disk.read(ReadRequest(0, SIZE, incremental=False, window=MiB))) as reading,
+        ):
+            blocks = iter(reading)
+            next(blocks)
+            [session] = children(server.pid)
+            os.kill(session, signal.SIGTERM)
+            with pytest.raises(
+                errors.TransportError, match=r"\(through SSH\) .*127\.0\.0\.1.*Check that sshd runs there"
+            ):
+                list(blocks)
+
+
+def test_agent_ends_in_the_middle(host: Host, sshd: Sshd, target: Target) -> None:
+    """The tunnel stands, so it is not to blame."""
+    path = host.directory / "other.sock"
+    with contextlib.ExitStack() as stack:
+        with host.serving(listen=[f"unix:{path}"]):
+            disk = stack.enter_context(contextlib.closing(SshTransport(lambda _: sshd.way(path)).open(target)))
+            reading = stack.enter_context(
+                contextlib.closing(disk.read(ReadRequest(0, SIZE, incremental=False, window=MiB)))
+            )
+            blocks = iter(reading)
+            next(blocks)
+        with pytest.raises(errors.Error, match=r"(?i)the agent") as caught:
+            list(blocks)
+    assert "ssh was ended" not in str(caught.value)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_stalled_in_the_middle(way: Way, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ at both ends stands a Unix socket that only its own user may open.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
+from blockferry import errors
 from blockferry.transport.disk import Target
 from blockferry.transport.grpc_agent import Agent, AgentDisk, LocalEndpoint
 from blockferry.transport.tunnel import Tunnel, Way
@@ -44,6 +46,15 @@ class TunnelledAgent(Agent):
     def __init__(self, way: Way) -> None:
         self._tunnel = Tunnel(way)
         super().__init__(LocalEndpoint(self._tunnel.path, way.where))
+
+    @contextlib.contextmanager
+    def _border(self) -> Iterator[None]:
+        """Say what ssh says, where it is the tunnel that broke."""
+        try:
+            with super()._border():
+                yield
+        except errors.AgentUnreachable as error:
+            raise self._tunnel.broken() or error from None
 
     def close(self) -> None:
         """See `Agent.close`."""

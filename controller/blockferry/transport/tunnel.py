@@ -38,6 +38,9 @@ CONNECT_TIMEOUT = 10
 READY_TIMEOUT = 20.0
 END_TIMEOUT = 2.0
 
+# Seconds in which ssh says why a connection through it was closed.
+_NEWS = 0.2
+
 # A link that fell silent is given up after ALIVE_COUNT * ALIVE_INTERVAL seconds; gRPC's own pings come about as soon.
 ALIVE_INTERVAL = 15
 ALIVE_COUNT = 3
@@ -72,7 +75,7 @@ _HINTS = (
         "AllowStreamLocalForwarding, and the key's options in authorized_keys too.",
     ),
     (
-        r"Connection refused|timed out|No route to host|unreachable|Could not resolve|closed by|reset by",
+        r"Connection refused|timed out|No route|unreachable|Could not resolve|closed by|reset by|not responding",
         "Check that sshd runs there and can be reached from here, through ProxyJump of your ssh_config if need be.",
     ),
 )
@@ -132,6 +135,11 @@ class Tunnel:
         except BaseException:
             self.close()
             raise
+
+    def broken(self) -> errors.AgentUnreachable | None:
+        """Return why the tunnel ended by itself, None when it stands. What broke just now is seen a moment later."""
+        self._keeper.join(_NEWS)
+        return None if self._keeper.is_alive() else self._failure("ssh was ended")
 
     def close(self) -> None:
         """End the process and remove the socket. May be called again."""
@@ -238,7 +246,7 @@ class Tunnel:
             except OSError:
                 pass  # as good as an end
         # ssh is there, the agent is not. Why, ssh says at the same time.
-        self._keeper.join(0.2)
+        self._keeper.join(_NEWS)
         raise self._failure("the host closed the forwarded connection")
 
     def _failure(self, what: str) -> errors.AgentUnreachable:
