@@ -181,7 +181,14 @@ def test_tunnel_outlives_the_thread_that_made_it(way: Way) -> None:
         assert agent.describe().protocol == grpc_agent.PROTOCOL
 
 
-@pytest.mark.parametrize(("own", "first"), [("", "aes128-gcm@openssh.com"), ("Ciphers aes256-ctr", "aes256-ctr")])
+@pytest.mark.parametrize(
+    ("own", "first"),
+    [
+        ("", "aes128-gcm@openssh.com"),
+        ("Ciphers aes256-ctr", "aes256-ctr"),
+        ("Match final all\nCiphers aes256-ctr", "aes256-ctr"),
+    ],
+)
 def test_operators_ssh_config_has_the_last_word_on_ciphers(way: Way, tmp_path: Path, own: str, first: str) -> None:
     config = tmp_path / "ssh_config"
     config.write_text(own)
@@ -271,6 +278,16 @@ def test_forwarding_that_is_forbidden(agent_socket: Path, tmp_path: Path) -> Non
 def test_address_is_no_option(way: Way, tmp_path: Path) -> None:
     refusal(way._replace(address=f"-oProxyCommand=touch {tmp_path}/touched"))
     assert not (tmp_path / "touched").exists()
+
+
+def test_ssh_config_that_is_not_there(way: Way, tmp_path: Path) -> None:
+    """OpenSSH would go on without it, and maybe not through the jump host."""
+    assert "ssh_config_of_nobody: No such file" in refusal(way._replace(config_file=tmp_path / "ssh_config_of_nobody"))
+
+
+def test_no_room_for_the_socket(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "PLACE", str(tmp_path / "gone"))
+    assert "No SSH tunnel can be made with" in refusal(way)
 
 
 def test_no_ssh_program(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ what may be changed in it comes last in a file of our own that includes it:
 
     Include ~/.ssh/config
     Include /etc/ssh/ssh_config
-    Host *
+    Match final all
         Ciphers ^aes128-gcm@openssh.com,…
 """
 
@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ _HINTS = (
         "AllowStreamLocalForwarding, and the key's options in authorized_keys too.",
     ),
     (
-        r"Connection refused|timed out|No route|unreachable|Could not resolve|closed by|reset by|not responding",
+        r"Connection refused|timed out|No route|unreachable|Could not resolve"
+        r"|closed by|reset by|Broken pipe|not responding",
         "Check that sshd runs there and can be reached from here, through ProxyJump of your ssh_config if need be.",
     ),
 )
@@ -121,7 +123,8 @@ class Tunnel:
         if shutil.which("ssh") is None:
             raise errors.AgentUnreachable("There is no ssh program here.", "Install the OpenSSH client.")
         self._way = way
-        self._directory = Path(tempfile.mkdtemp(prefix="blockferry-", dir=PLACE))
+        with _border():
+            self._directory = Path(tempfile.mkdtemp(prefix="blockferry-", dir=PLACE))
         self.path = self._directory / "agent.sock"
         self._said: deque[str] = deque(maxlen=_LINES_KEPT)
         self._process: subprocess.Popen[bytes] | None = None
@@ -129,7 +132,8 @@ class Tunnel:
         # It starts the process and lives as long: see `leash`.
         self._keeper = threading.Thread(target=self._keep, name="ssh", daemon=True)
         try:
-            self._configure()
+            with _border():
+                self._configure()
             self._keeper.start()
             self._wait_until_agent_answers()
         except BaseException:
@@ -155,10 +159,14 @@ class Tunnel:
 
     def _configure(self) -> None:
         (self._directory / "known_hosts").write_text(f"{self._way.alias} {self._way.host_key}\n", encoding="ascii")
-        own = [self._way.config_file] if self._way.config_file else [_USERS_FILE, _SYSTEMS_FILE]
+        own = [_USERS_FILE, _SYSTEMS_FILE]
+        if self._way.config_file is not None:
+            self._way.config_file.open().close()  # ssh leaves out in silence what it cannot include
+            own = [str(self._way.config_file)]
         lines = [f'Include "{file}"' for file in own]
-        # Ahead of OpenSSH's first choice, chacha20-poly1305, which has no help from the processor.
-        lines += ["Host *", "Ciphers ^aes128-gcm@openssh.com,aes256-gcm@openssh.com"]
+        # Ahead of OpenSSH's first choice, chacha20-poly1305, which has no help from the processor. At the end of all:
+        # so late come the ciphers of Red Hat's crypto policy, too.
+        lines += ["Match final all", "Ciphers ^aes128-gcm@openssh.com,aes256-gcm@openssh.com"]
         (self._directory / "ssh_config").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _command(self) -> list[str]:
@@ -264,3 +272,15 @@ class Tunnel:
             f"{self._way.user}@{self._way.address}: {reason}.",
             hint,
         )
+
+
+@contextlib.contextmanager
+def _border() -> Iterator[None]:
+    """Turn what the controller's own files raise into AgentUnreachable: another transport may do without them."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.AgentUnreachable(
+            f"No SSH tunnel can be made with {error.filename}: {error.strerror}.",
+            f"Look at it; the file systems of {PLACE} must not be full.",
+        ) from None
