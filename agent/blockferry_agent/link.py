@@ -30,7 +30,8 @@ class Broken(Exception):
 
 class Link(ABC):
     """
-    A connection, used by one thread, but for `hang_up` and `close`, which any thread may call at any moment.
+    A connection, used by one thread, but for `hang_up` and `close`, which any thread may call at any moment, the latter
+    not before `wait_for_farewell` has returned.
 
     connected: the socket, which the link closes.
     patience: seconds within which each `send` must be done, and in which something must come in each `receive`.
@@ -66,6 +67,12 @@ class Link(ABC):
         """Return whether there is something to receive, the peer's farewell included, after having waited for it."""
         with self._using:
             return self._is_pending() or self._poll(seconds)
+
+    def wait_for_farewell(self) -> None:
+        """Return when either side has hung up. For a thread of its own, beside the one that sends and receives."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        poll.poll()
 
     def hang_up(self) -> None:
         """Make what is going on, and everything that is tried later, fail."""

@@ -12,13 +12,14 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from blockferry_agent import errors, frames
 from blockferry_agent.disks import Disks
 from blockferry_agent.door import Door
 from blockferry_agent.link import Broken, Link
+from blockferry_agent.reader import Reading
 from blockferry_proto import agent_pb2
 
 log = logging.getLogger(__name__)
@@ -134,14 +135,15 @@ class _Client:
         self._label = f"of transfer {ticket.transfer_id[:36]!r}"
         self._guard = threading.Lock()  # of all below
         self._link: Link | None = None
-        self._hung_up = False
+        self._reading: Reading | None = None
+        self._gone = False
         self.thread = threading.Thread(target=self._run, name=f"netcat-{door.port}", daemon=True)
 
     def hang_up(self) -> None:
         """Let him not come in any more, or send him away. From any thread."""
         self._door.interrupt()
         with self._guard:
-            self._hung_up = True
+            self._gone = True
             if self._link is not None:
                 self._link.hang_up()
 
@@ -151,8 +153,7 @@ class _Client:
             if link is None:
                 log.warning("nobody came to socket %d %s", self._door.port, self._label)
                 return
-            with contextlib.closing(link):
-                self._take(link)
+            with contextlib.closing(link), self._watching(link):
                 self._serve(link)
         except Broken as broken:
             log.info("the client %s is gone: %s", self._label, broken)
@@ -161,11 +162,30 @@ class _Client:
         finally:
             self._forget(self)
 
-    def _take(self, link: Link) -> None:
+    @contextlib.contextmanager
+    def _watching(self, link: Link) -> Iterator[None]:
+        """Stop what is read inside as soon as the client, or the agent, hangs up: it may wait for the storage."""
+
+        def watch() -> None:
+            link.wait_for_farewell()
+            with self._guard:
+                self._gone = True
+                if self._reading is not None:
+                    self._reading.stop()
+
+        watcher = threading.Thread(target=watch, name=f"watch-{self._door.port}", daemon=True)
         with self._guard:
             self._link = link
-            if self._hung_up:
-                link.hang_up()
+            if self._gone:
+                raise Broken("the agent is stopping")
+        watcher.start()
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._link = None
+            link.hang_up()
+            watcher.join()
 
     def _serve(self, link: Link) -> None:
         """Answer requests until the client hangs up, asks for nothing any more, or one of them fails."""
@@ -186,7 +206,7 @@ class _Client:
             raise errors.InvalidRequest("A request over a socket names no ticket: the socket was opened for one.")
         request.ticket.CopyFrom(self._ticket)
         try:
-            with self._disks.reading(request) as reading:
+            with self._disks.reading(request) as reading, self._stopped_when_gone(reading):
                 for block in reading:
                     link.send(*frames.of_block(block))
             return frames.of_summary(reading.summary)
@@ -195,3 +215,15 @@ class _Client:
         except Exception as error:
             log.exception("read %s: failed unexpectedly", self._label)
             raise errors.unexpected(error) from None
+
+    @contextlib.contextmanager
+    def _stopped_when_gone(self, reading: Reading) -> Iterator[None]:
+        with self._guard:
+            self._reading = reading
+            if self._gone:
+                reading.stop()
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._reading = None

@@ -388,6 +388,19 @@ def test_a_client_that_goes_away_frees_the_disk(stub: agent_pb2_grpc.AgentStub, 
     wait_until(lambda: is_forgotten(reply))
 
 
+def test_a_client_that_goes_away_is_missed_while_there_is_nothing_to_send(
+    stub: agent_pb2_grpc.AgentStub, ticket: agent_pb2.Ticket
+) -> None:
+    """At a byte per second, the first block takes twelve days."""
+    reply = opened(stub, ticket)
+    with knock(reply) as client:
+        assert is_let_in(client, reply.token)
+        client.sendall(frames.of_request(agent_pb2.ReadBlocksRequest(window_bytes=MiB, bytes_per_second=1)))
+        wait_until(lambda: stub.Describe(agent_pb2.DescribeRequest(), timeout=5).active_reads == 1)
+    wait_until(lambda: stub.Describe(agent_pb2.DescribeRequest(), timeout=5).active_reads == 0)
+    wait_until(lambda: is_forgotten(reply))
+
+
 # The controller's side
 
 
