@@ -233,11 +233,18 @@ def test_known_hosts_of_the_operator_do_not_count(way: Way, sshd: Sshd, tmp_path
     assert "has changed" in refusal(way._replace(host_key=other, config_file=config))
 
 
-def test_jump_host_with_another_key_is_not_taken_for_the_host(through: Way, way: Way, tmp_path: Path) -> None:
+def test_jump_host_with_another_key_is_not_taken_for_the_host(through: Way, tmp_path: Path) -> None:
     (tmp_path / "known_hosts").write_text("")
+    said = refusal(through)
+    assert "A jump host shows a key that is not in your known_hosts" in said
+    assert "The host shows another key" not in said
+
+
+def test_jump_host_that_wants_a_password(through: Way, jump: Sshd, tmp_path: Path) -> None:
+    """Its ssh is not ours to give options, and must not ask all the same."""
     config = tmp_path / "ssh_config"
-    config.write_text(config.read_text() + "    StrictHostKeyChecking yes\n")
-    assert "The host shows another key" not in refusal(through)
+    config.write_text(config.read_text().replace(f"IdentityFile {jump.client_key}", "IdentityFile none"))
+    assert "Permission denied (publickey,password)" in refusal(through)
 
 
 def test_nothing_listens_for_ssh(way: Way) -> None:
@@ -320,6 +327,18 @@ def test_killed_in_the_middle(way: Way, target: Target) -> None:
             list(blocks)
 
 
+def test_banner_is_not_why_it_broke(agent_socket: Path, tmp_path: Path) -> None:
+    (tmp_path / "banner").write_text("Authorized use only\n")
+    with (
+        Sshd(tmp_path / "sshd", key_types=("ed25519",), extra=f"Banner {tmp_path / 'banner'}") as server,
+        contextlib.closing(TunnelledAgent(server.way(agent_socket))) as agent,
+    ):
+        [ssh] = naming(str(agent_socket))
+        os.kill(ssh, signal.SIGKILL)
+        with pytest.raises(errors.AgentUnreachable, match="ssh was ended"):
+            agent.describe()
+
+
 def test_sshd_ends_in_the_middle(agent_socket: Path, target: Target, tmp_path: Path) -> None:
     """As when the host goes down, and what ssh says then."""
     with Sshd(tmp_path / "sshd", key_types=("ed25519",)) as server:
@@ -359,7 +378,8 @@ def children(pid: int) -> list[int]:
 
 
 def test_stalled_in_the_middle(way: Way, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    soon = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 1000, "grpc.http2.ping_timeout_ms": 1000}
+    monkeypatch.setattr(tunnel, "END_TIMEOUT", 0.5)
+    soon = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 500, "grpc.http2.ping_timeout_ms": 500}
     options = {**dict(grpc_agent._CHANNEL_OPTIONS), **soon}
     monkeypatch.setattr(grpc_agent, "_CHANNEL_OPTIONS", list(options.items()))
     with (

@@ -53,7 +53,9 @@ def deploy_to(site: Site, host_name: str, progress: Progress) -> AgentState:
     if state.problem:
         raise errors.AgentUnreachable(
             f"The agent on {host.name} serves, but cannot be reached from here: {state.problem}",
-            f"Open TCP port {state.port} on the host for this machine." if state.port else "",
+            f"Open TCP port {state.port} on the host for this machine, or set agent.port = 0 to go through SSH alone."
+            if state.port
+            else "",
         )
     return state
 

@@ -55,14 +55,18 @@ _LINE_LENGTH = 300
 _USERS_FILE = "~/.ssh/config"
 _SYSTEMS_FILE = "/etc/ssh/ssh_config"
 
-# What a line of ssh's stderr may say, and the next step; the first that fits. {alias}: the host's, so that what is said
-# of a jump host's key is not taken for the host's.
+# What a line of ssh's stderr may say, and the next step; the first that fits. {alias}: the host's, which tells its key
+# from that of a jump host.
 _HINTS = (
     (
         r"{alias}.* (has changed|is known for|strict checking)",
         "The host shows another key than when the agent was deployed. Somebody may stand between: compare with "
         "`ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub` on the host's console. If the host was reinstalled, "
         "deploy the agent again.",
+    ),
+    (
+        r"Host key verification failed",
+        "A jump host shows a key that is not in your known_hosts: log in there by hand first.",
     ),
     (
         r"Permission denied|Too many authentication failures",
@@ -237,6 +241,7 @@ class Tunnel:
             if time.monotonic() > deadline:
                 raise self._failure(f"no answer in {READY_TIMEOUT:g} seconds")
             time.sleep(0.01)
+        self._said.clear()  # the host's banner is not why it breaks later
 
     def _agent_answers(self, deadline: float) -> bool:
         """Return whether the agent speaks, as a server does first in HTTP/2. Raises AgentUnreachable if it hangs up."""
@@ -258,13 +263,13 @@ class Tunnel:
         raise self._failure("the host closed the forwarded connection")
 
     def _failure(self, what: str) -> errors.AgentUnreachable:
-        """Return the error for what ssh said, or `what` if it said nothing."""
+        """Return the error: what ssh said if it is known for a reason, else `what` happened, with ssh's last words."""
         said = list(self._said)
         alias = re.escape(self._way.alias)
         known = [(re.compile(pattern.replace("{alias}", alias)), hint) for pattern, hint in _HINTS]
         line, hint = next(
-            ((line, hint) for pattern, hint in known for line in said if pattern.search(line)),
-            (said[-1] if said else what, f"See what `ssh -l {self._way.user} {self._way.address}` says."),
+            ((line, hint) for pattern, hint in known for line in reversed(said) if pattern.search(line)),
+            (f"{what} ({said[-1]})" if said else what, f"See what `ssh -l {self._way.user} {self._way.address}` says."),
         )
         reason = line.replace(self._way.alias, "the host").rstrip(".")
         return errors.AgentUnreachable(
