@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from blockferry import config, deploy, errors
+from blockferry.jobs import agents
 from blockferry.jobs.site import Site
 from blockferry.transport.disk import Target
+from tests.lab import processes
 
 TARGET = Target("host1", "192.0.2.1", "transfer", "ticket", "https://192.0.2.1:54322/images/ticket", None, 512)
 RECORD = deploy.Record(
@@ -24,6 +27,12 @@ RECORD = deploy.Record(
     bundle="0" * 64,
     deployed=datetime(2026, 1, 2, tzinfo=UTC),
     certificate_expires=datetime(2099, 1, 1, tzinfo=UTC),
+)
+WITH_SOCKET = msgspec.structs.replace(
+    RECORD,
+    socket="/opt/blockferry-agent/run/agent.sock",
+    ssh_user="backup",
+    host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBQQGRNkeyfEa9eNaqB7/qlxwCfFJjqxhtNcNlSe7BQF",
 )
 
 
@@ -80,3 +89,23 @@ def test_host_without_an_agent(tmp_path: Path, name: config.TransportName) -> No
     [transport] = site(tmp_path).transports([name])
     with pytest.raises(errors.NotFound, match=r"No agent was deployed on host 192\.0\.2\.1"):
         transport.open(TARGET)
+
+
+def test_ssh_config_of_the_configuration_is_used(tmp_path: Path) -> None:
+    made = site(tmp_path, ssh_config_file=tmp_path / "ssh_config")
+    made.agents().registry.put(WITH_SOCKET)
+    [ssh] = made.transports(["ssh"])
+    with pytest.raises(errors.AgentUnreachable, match=f"with {tmp_path}/ssh_config: No such file"):
+        ssh.open(TARGET)
+
+
+def test_status_of_an_agent_without_a_port_says_what_ssh_says(tmp_path: Path) -> None:
+    made = site(tmp_path, port=0)
+    closed = processes.free_port()
+    made.agents().registry.put(msgspec.structs.replace(WITH_SOCKET, address="127.0.0.1", ssh_port=closed))
+    [state] = agents.status(made, ["host1"])
+    assert state.where == "127.0.0.1 (SSH)"
+    assert state.problem is not None
+    assert "cannot be reached as backup@127.0.0.1: " in state.problem
+    assert f"port {closed}: Connection refused" in state.problem
+    assert "Check that sshd runs there" in state.problem
