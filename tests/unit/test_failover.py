@@ -161,7 +161,7 @@ def frail_ways(draw: st.DrawFn) -> list[tuple[str, list[int], errors.Error]]:
 GRAINS = (5 * WINDOW + GRAIN + 512 + GRAIN - 1) // GRAIN
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     first=frail_ways(),
     second=frail_ways(),

@@ -301,14 +301,7 @@ def _after_commit(point: Manifest, error: errors.Error | KeyboardInterrupt) -> e
 
 
 # What may go wrong between a disk and the controller. These classes are made of a message and a hint.
-_DATA_PATH = (
-    errors.TransportError,
-    agent_errors.TicketNotFound,
-    agent_errors.TicketRefused,
-    agent_errors.BitmapMissing,
-    agent_errors.Busy,
-    agent_errors.SourceError,
-)
+_DATA_PATH = (errors.TransportError, agent_errors.BitmapMissing, agent_errors.SourceError)
 
 
 @contextlib.contextmanager
