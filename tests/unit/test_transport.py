@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -177,6 +178,47 @@ def test_ranges_join_without_gap(transport: Transport, target: Target) -> None:
     data = [block for block in whole if block.kind is Kind.DATA]
     assert [block for block in pieces if block.kind is Kind.DATA] == data
     assert sum(block.length for block in pieces) == SIZE
+
+
+def test_compression_changes_nothing_but_what_comes_over_the_wire(transport: Transport, target: Target) -> None:
+    with contextlib.closing(transport.open(target)) as disk:
+        plain = read(disk)
+        request = ReadRequest(0, SIZE, incremental=False, window=WINDOW, compress=True)
+        with contextlib.closing(disk.read(request)) as reading:
+            assert list(reading) == plain
+            if transport.name != "imageio":  # where nobody could compress
+                assert 0 < reading.wire_bytes < 64 * KiB
+            assert reading.summary.moved == sum(len(block.data) for block in plain)
+    assert all(digest.xxh3(block.data) == block.digest for block in plain if block.kind is Kind.DATA)
+
+
+def test_a_reading_that_is_left_half_way_does_not_disturb_the_next(transport: Transport, target: Target) -> None:
+    with contextlib.closing(transport.open(target)) as disk:
+        whole = read(disk)
+        with contextlib.closing(disk.read(ReadRequest(0, SIZE, incremental=False, window=WINDOW))) as reading:
+            assert next(iter(reading)) == whole[0]
+        assert read(disk) == whole
+
+
+def test_a_reading_that_waits_is_closed_from_another_thread(transport: Transport, target: Target) -> None:
+    """At a byte per second, the first block takes twelve days."""
+    with contextlib.closing(transport.open(target)) as disk:
+        reading = disk.read(ReadRequest(0, SIZE, incremental=False, window=WINDOW, bytes_per_second=1))
+        closing = threading.Timer(0.2, reading.close)
+        closing.start()
+        with pytest.raises(agent_errors.Error):
+            list(reading)
+        closing.join()
+        assert sum(block.length for block in read(disk)) == SIZE
+
+
+def test_a_disk_that_cannot_be_read_ends_the_reading(transport: Transport, host: Host) -> None:
+    faults = ["--filter=error", "error-pread=EIO", "error-pread-rate=100%"]
+    with nbd_servers.nbdkit(host.directory, faults[0], "pattern", str(SIZE), *faults[1:]) as served:
+        disk = transport.open(target_of(host, served))
+        with contextlib.closing(disk), pytest.raises(agent_errors.Error) as caught:
+            read(disk)
+    assert errors.exit_code(caught.value) == 7
 
 
 def test_a_ticket_that_nobody_knows_is_refused(transport: Transport, target: Target) -> None:
