@@ -123,6 +123,13 @@ def test_agent_answers_and_nothing_stays(way: Way) -> None:
     assert not Path(f"/proc/{ssh}").exists()
 
 
+def test_host_is_asked_for_the_pinned_type_of_key(agent_socket: Path, tmp_path: Path) -> None:
+    """A server shows one key only, by the client's preference."""
+    with Sshd(tmp_path / "sshd") as server:
+        for key in server.host_keys.values():
+            Tunnel(server.way(agent_socket, host_key=" ".join(key.split()[:2]))).close()
+
+
 def test_socket_is_for_its_owner_alone(way: Way) -> None:
     with contextlib.closing(Tunnel(way)) as opened:
         assert opened.path.parent.stat().st_mode & 0o777 == 0o700
@@ -197,6 +204,25 @@ def test_operators_ssh_config_has_the_last_word_on_ciphers(way: Way, tmp_path: P
         effective = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     [ciphers] = [line.split()[1] for line in effective.splitlines() if line.startswith("ciphers ")]
     assert ciphers.split(",")[0] == first
+
+
+def test_ssh_config_for_people_does_no_harm(way: Way, tmp_path: Path) -> None:
+    config = tmp_path / "ssh_config"
+    config.write_text(f"""\
+User nobody
+ControlMaster auto
+ControlPath {tmp_path / "shared"}
+ControlPersist yes
+RemoteCommand touch {tmp_path / "remote"}
+RequestTTY force
+PermitLocalCommand yes
+LocalCommand touch {tmp_path / "local"}
+ForwardAgent yes
+LogLevel QUIET
+""")
+    with contextlib.closing(TunnelledAgent(way._replace(config_file=config))) as agent:
+        assert agent.describe().protocol == grpc_agent.PROTOCOL
+        assert [path.name for path in tmp_path.iterdir()] == ["ssh_config"]
 
 
 # What is said when there is no way.
