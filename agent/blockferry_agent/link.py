@@ -41,6 +41,8 @@ class Link(ABC):
         self._socket = connected
         self._patience = patience
         self._using = threading.Lock()  # so that no other file gets the number of a socket that is in use
+        self._readable = select.poll()
+        self._readable.register(connected, select.POLLIN)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
@@ -66,7 +68,9 @@ class Link(ABC):
     def wait(self, seconds: float) -> bool:
         """Return whether there is something to receive, the peer's farewell included, after having waited for it."""
         with self._using:
-            return self._is_pending() or self._poll(seconds)
+            if self._socket.fileno() < 0:
+                return True  # closed: `receive` will say so
+            return self._is_pending() or bool(self._readable.poll(seconds * 1000))
 
     def wait_for_farewell(self) -> None:
         """Return when either side has hung up. For a thread of its own, beside the one that sends and receives."""
@@ -95,13 +99,6 @@ class Link(ABC):
     @abstractmethod
     def _is_pending(self) -> bool:
         """Return whether bytes have come out of the socket that nobody has received yet."""
-
-    def _poll(self, seconds: float) -> bool:
-        if self._socket.fileno() < 0:
-            return True  # closed: `receive` will say so
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
 
     def _broken(self, error: OSError) -> Broken:
         # The kernel's time-out is EAGAIN, Python's has no number, and ETIMEDOUT is a peer that vanished.
@@ -171,4 +168,4 @@ class TlsLink(Link):
         return data
 
     def _is_pending(self) -> bool:
-        return self._socket.fileno() >= 0 and self._socket.pending() > 0
+        return self._socket.pending() > 0

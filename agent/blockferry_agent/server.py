@@ -59,7 +59,7 @@ def run(config: Config, wait: Callable[[], object]) -> None:
         config.max_reads,
         config.socket_addresses,
         config.socket_ports,
-        None if config.tls is None else tls.server_context(config.tls),
+        tls.server_context(config.tls) if config.tls is not None and config.socket_ports else None,
         config.clear_text,
     )
     threads = concurrent.futures.ThreadPoolExecutor(2 * config.max_reads + _SPARE_THREADS, thread_name_prefix="call")

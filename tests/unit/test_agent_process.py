@@ -111,6 +111,11 @@ def test_files_that_cannot_be_used(host: Host, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
+    sockets = {"listen": [f"unix:{tmp_path}/s"], "socket_ports": [1, 1], "socket_address": "127.0.0.1"}
+    done = run(host.configuration(tls=tls, **sockets))
+    assert done.returncode == 1
+    assert f"The certificate {tmp_path}/bad.pem, its key" in done.stderr
+    assert "Traceback" not in done.stderr
     done = run(host.configuration(pid_file="/absent/agent.pid"))
     assert done.returncode == 1
     assert "The pid file /absent/agent.pid cannot be written" in done.stderr
