@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 # Two at a time, for two cores; each process has a lab of its own, brought up by the first test that asks for it.
 PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile
 
-.PHONY: setup demo test unit lint lab-up lab-status lab-down proto
+.PHONY: setup demo test unit lint bench lab-up lab-status lab-down proto
 
 setup:
 	@sh tests/setup
@@ -22,6 +22,10 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+bench: setup
+	@sh tests/bench/setup
+	@$(PYTHON) -m tests.bench $(BENCH)
 
 lab-up lab-status lab-down: setup
 	@$(PYTHON) -m tests.lab $(@:lab-%=%)

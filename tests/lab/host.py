@@ -123,6 +123,11 @@ class Host:
     # VMs. Their domains are transient, as in oVirt: libvirt forgets checkpoints when the VM stops, qcow2 files keep
     # the bitmaps.
 
+    @property
+    def libvirt_uri(self) -> str:
+        """Of its libvirtd, for tools that know nothing of the lab."""
+        return f"qemu+unix:///session?socket={self._libvirtd.socket}"
+
     def define_vm(self, vm: VmSpec) -> None:
         """Remember a VM, so that it can be started.  Its volumes exist."""
         self._domains.define(vm)

@@ -107,6 +107,11 @@ class Daemon:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def wait_until(self, ready: Callable[[], bool], timeout: float = 20) -> None:
         """Wait until the daemon is ready.  Raises LabError with the end of its log when it ends before."""
 

@@ -1,0 +1,72 @@
+"""A full backup of a running VM into a local directory: the whole command, ours beside virtnbdbackup's."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench import stage
+from tests.bench.race import Contender, Unavailable
+from tests.lab import processes
+from tests.lab.lab import Lab, NewDisk, Vm
+from tests.lab.operator import Operator
+
+VIRTNBDBACKUP = "virtnbdbackup"
+TIMEOUT = 600.0
+
+
+def all_of(lab: Lab, kind: str, size: int) -> list[Contender]:
+    """Return those that back up a running VM with one disk of `size` bytes of data."""
+    vm = _new_vm(lab, kind, size)
+    operator = Operator(lab, lab.directory / "bench")
+    operator.do("agent", "deploy", lab.host.name)
+    return [
+        Contender(VIRTNBDBACKUP, lambda: _virtnbdbackup(lab, vm)),
+        Contender(f"{VIRTNBDBACKUP}, compressed (lz4)", lambda: _virtnbdbackup(lab, vm, "--compress")),
+        Contender("ours, not compressed", lambda: _ours(operator, vm, "none"), 2.5, VIRTNBDBACKUP),
+        Contender("ours, compressed (zstd)", lambda: _ours(operator, vm, "zstd"), 2.5, f"{VIRTNBDBACKUP}, compressed"),
+    ]
+
+
+def _new_vm(lab: Lab, kind: str, size: int) -> Vm:
+    """Make the VM, with a qcow2 disk: virtnbdbackup takes checkpoints of no other."""
+    vm = lab.new_vm(disks=[NewDisk(size, ext4=False)], start=False)
+    path = vm.disks[0].path
+    raw = path.with_suffix(".data")
+    stage.DATA[kind](raw, size)
+    processes.run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
+    raw.unlink()
+    shutil.chown(path, processes.USER, processes.GROUP)
+    vm.start()
+    return vm
+
+
+def _virtnbdbackup(lab: Lab, vm: Vm, *options: str) -> float:
+    if shutil.which(VIRTNBDBACKUP) is None:
+        raise Unavailable("virtnbdbackup is not installed")
+    target = lab.directory / "virtnbdbackup"
+    shutil.rmtree(target, ignore_errors=True)
+    # It insists on a name and a password for a socket of one's own; libvirt does not ask for them.
+    command = [VIRTNBDBACKUP, "-U", lab.host.libvirt_uri, "--user=nobody", "--password=none"]
+    command += ["-d", vm.id, "-l", "copy", "--noprogress", "-o", str(target), *options]
+    return _timed(command)
+
+
+def _ours(operator: Operator, vm: Vm, compression: str) -> float:
+    """Back up into a new repository, so that nothing is there already."""
+    shutil.rmtree(operator.directory / "repository", ignore_errors=True)
+    operator.do("repository", "init", "--compression", compression)
+    began = time.monotonic()
+    operator.do("backup", vm.name, "--mode", "live", "--fresh")
+    return time.monotonic() - began
+
+
+def _timed(command: Sequence[str | Path]) -> float:
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    if done.returncode:
+        raise Unavailable(f"{command[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return time.monotonic() - began

@@ -1,0 +1,66 @@
+"""The benchmarks' rounds and tables, without anything that takes time."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from blockferry_agent.units import GiB, KiB, MiB
+from tests.bench import contenders, paper, race, scale, stage
+from tests.bench.race import Contender, Result, Unavailable
+
+
+def result(name: str, *seconds: float, bar: float = 0, against: str = "") -> Result:
+    return Result(Contender(name, lambda: 0.0, bar, against), seconds)
+
+
+def test_a_round_has_everybody_and_the_first_does_not_count() -> None:
+    numbers = count(1)
+    found = race.run([Contender("a", lambda: float(next(numbers))), Contender("b", lambda: 7.0)], 3, lambda text: None)
+    assert found[0].seconds == (2.0, 3.0, 4.0)
+    assert found[1].seconds == (7.0, 7.0, 7.0)
+
+
+def test_who_cannot_run_is_named_and_asked_once() -> None:
+    asked = []
+
+    def refuse() -> float:
+        asked.append(1)
+        raise Unavailable("it is not installed")
+
+    (found,) = race.run([Contender("peer", refuse)], 3, lambda text: None)
+    assert (found.seconds, found.reason, len(asked)) == ((), "it is not installed", 1)
+    assert "peer | could not run: it is not installed" in paper.table([found], GiB)
+
+
+def test_ratios_are_of_each_round() -> None:
+    # The second round was ten times as slow for both: a ratio of medians would not see that.
+    assert race.ratio(result("a", 1, 10, 1), result("b", 2, 20, 2)) == 2.0
+
+
+def test_a_bar_is_held_against_the_best_of_a_kind() -> None:
+    text = paper.table(
+        [
+            result("peer, 1 worker", 4, 4),
+            result("peer, 2 workers", 2, 2),
+            result("ours", 1, 1, bar=2.5, against="peer"),
+        ],
+        2 * GiB,
+    )
+    assert "| ours | 2.00 | 2.00 to 2.00 | peer, 2 workers | 2.00 | 2.5: missed by 20 % |" in text
+    assert text.index("ours") < text.index("peer, 2 workers |")
+
+
+def test_a_bar_without_its_peer_is_open() -> None:
+    assert "| peer | could not run |  |" in paper.table([result("ours", 1, bar=2, against="peer")], GiB)
+
+
+def test_all_that_reads_a_disk_reads_all_of_it() -> None:
+    with stage.up("sparse", 2 * MiB) as scene:
+        results = race.run(contenders.all_of(scene), 1, lambda text: None)
+        assert stage.resident_peak(scene.agent_pid) > MiB
+    assert {f"ours: {name}" for name in contenders.OURS} < {found.contender.name for found in results if found.seconds}
+
+
+def test_scale_checks_run_small() -> None:
+    assert "1.00 bytes moved per dirty byte" in scale.incremental(size=4 * GiB, dirty=512 * KiB).figures
+    assert "extents" in scale.fragmented(size=64 * MiB).figures
