@@ -14,6 +14,8 @@ from rich.text import Text
 
 from blockferry import errors
 from blockferry.jobs.agents import AgentState
+from blockferry.jobs.compare import Comparison
+from blockferry.jobs.figures import Row
 from blockferry.repository import DiskManifest, Manifest, Verification
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -186,3 +188,61 @@ def agents(states: Sequence[AgentState]) -> None:
         ),
         right=("UP", "READS", "MEMORY"),
     )
+
+
+def comparison(found: Comparison, rows: Sequence[Row]) -> None:
+    """Print what a comparison of transports found, the fastest first."""
+    line(comparison_heading(found))
+    columns, cells = comparison_cells(rows)
+    table(columns, cells, right=columns[1:])
+    for note in comparison_notes(found):
+        line(note)
+
+
+def comparison_heading(found: Comparison) -> str:
+    """Return what was compared, in a sentence."""
+    disks = sorted({done.disk for carried in found.carried for done in carried.rounds})
+    rounds = max(done.number for carried in found.carried for done in carried.rounds)
+    kept = "stored" if found.stored else "checked and dropped"
+    return (
+        f"VM {found.vm_name}: {found.backup_mode} reading of {', '.join(disks)} in a {found.mode} backup, "
+        f"{rounds} {'round' if rounds == 1 else 'rounds'}, blocks {kept}."
+    )
+
+
+def comparison_cells(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Return the columns and the cells of the table."""
+    columns = (
+        "TRANSPORT", "MEDIAN", "SLOWEST", "FASTEST", "OF BEST", "FIRST BLOCK",
+        "HOST CPU/GiB", "CONTROLLER CPU/GiB", "ON THE WIRE", "AGENT MEMORY",
+    )  # fmt: skip
+    cells = [
+        (
+            f"{row.transport} ({row.remark})" if row.remark else row.transport,
+            f"{size(int(row.rate))}/s",
+            f"{size(int(row.slowest))}/s",
+            f"{size(int(row.fastest))}/s",
+            f"{row.of_best:.0%}",
+            f"{row.first_block * 1000:.0f} ms",
+            "unknown" if row.host_cpu is None else f"{row.host_cpu:.2f} s",
+            "unknown" if row.controller_cpu is None else f"{row.controller_cpu:.2f} s",
+            size(row.wire),
+            "unknown" if row.agent_resident is None else size(row.agent_resident),
+        )
+        for row in rows
+    ]
+    return columns, cells
+
+
+def comparison_notes(found: Comparison) -> list[str]:
+    """Return what belongs to the table: the engine's time, who is missing, and what the figures leave out."""
+    time = found.engine
+    notes = [
+        f"The engine took {time.start:.1f} s to start the backup, {sum(time.transfers):.1f} s for the disks' transfers "
+        f"and {time.finalize:.1f} s to end it.",
+        f"The controller had {size(found.controller_peak)} of memory at its peak. Bytes on the wire are without what "
+        "TLS, SSH and TCP add; host CPU is that of the agent, for imageio that of Image I/O's daemon.",
+    ]
+    if found.host_figures:
+        notes.append(found.host_figures)
+    return notes + [f"Not compared: {absent.transport}. {absent.reason}" for absent in found.absent]

@@ -18,7 +18,7 @@ from typing import NoReturn
 import click
 
 from blockferry import __version__, errors
-from blockferry.cli import agent, backup, output, points, repository
+from blockferry.cli import agent, backup, compare, output, points, repository
 
 LOG_VARIABLE = "BLOCKFERRY_LOG"
 
@@ -57,6 +57,7 @@ program.add_command(points.list_points)
 program.add_command(points.show)
 program.add_command(points.restore)
 program.add_command(points.verify)
+program.add_command(compare.compare)
 
 
 def main() -> NoReturn:

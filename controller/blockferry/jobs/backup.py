@@ -62,17 +62,46 @@ def run(site: Site, vm_name: str, options: Options, progress: Progress) -> Manif
     with site.engine() as connection:
         vm = connection.find_vm(vm_name)
         with journal.opened(site.state, vm.id) as log:
-            _end_left_open(connection, log, progress)
+            end_left_open(connection, log, progress)
             job = _Job(repository, transports, connection, vm, options, log, progress)
             return job.run()
 
 
-def _end_left_open(connection: engine.Connection, log: journal.Journal, progress: Progress) -> None:
+def end_left_open(connection: engine.Connection, log: journal.Journal, progress: Progress) -> None:
     """End what runs that were killed, or lost the engine, left open there."""
     for left in list(log.open):
         progress.step("An earlier backup of this VM did not end well: ending what it may have left open in the engine")
         connection.abandon(left.vm_id, left.backup_id, left.transfer_ids, left.description)
         log.ended(left)
+
+
+def description(repository: Repository) -> str:
+    """
+    Return what a backup, and with it its checkpoint, is called in the engine.
+
+    By it a checkpoint that a run left behind is known as ours, and the next backup into the repository drops it.
+    """
+    return f"blockferry {repository.settings.id}"
+
+
+def possible_disks(
+    connection: engine.Connection, vm: engine.Vm, wanted: Sequence[str], progress: Progress
+) -> list[engine.Disk]:
+    """
+    Return the disks that are wanted (ids or aliases; empty: all), and warn of those that no backup can have.
+
+    Raises NotFound when one that was asked for cannot be backed up, or none can; Ambiguous.
+    """
+    chosen = selection.disks(connection.disks(vm), wanted, f"VM {vm.name}")
+    for disk in chosen:
+        if disk.obstacle:
+            if wanted:
+                raise errors.NotFound(f"Disk {disk.alias} cannot be backed up: {disk.obstacle}.")
+            progress.warn(f"Disk {disk.alias} is left out: {disk.obstacle}.")
+    possible = [disk for disk in chosen if not disk.obstacle]
+    if not possible:
+        raise errors.NotFound(f"VM {vm.name} has no disk that can be backed up.")
+    return possible
 
 
 class _Job:
@@ -95,12 +124,11 @@ class _Job:
         self._options = options
         self._log = log
         self._progress = progress
-        # The engine gives it to the checkpoint too: by it the checkpoint of a backup that failed is known as ours.
-        self._description = f"blockferry {repository.settings.id}"
+        self._description = description(repository)
         self._committed: Manifest | None = None
 
     def run(self) -> Manifest:
-        disks = self._disks()
+        disks = possible_disks(self._connection, self._vm, self._options.disks, self._progress)
         points = self._repository.points(self._vm.id, lambda unreadable: self._progress.warn(unreadable.reason))
         try:
             manifest = self._take_from(self._base(points, disks), points, disks)
@@ -125,19 +153,6 @@ class _Job:
                 raise
             self._progress.warn(f"The base {chosen.point.id} is damaged: {error.message} Building on nothing instead.")
             return self._take(disks, base.NOTHING)
-
-    def _disks(self) -> list[engine.Disk]:
-        """Return the disks to take; name those that no backup can have."""
-        chosen = selection.disks(self._connection.disks(self._vm), self._options.disks, f"VM {self._vm.name}")
-        for disk in chosen:
-            if disk.obstacle:
-                if self._options.disks:
-                    raise errors.NotFound(f"Disk {disk.alias} cannot be backed up: {disk.obstacle}.")
-                self._progress.warn(f"Disk {disk.alias} is left out: {disk.obstacle}.")
-        possible = [disk for disk in chosen if not disk.obstacle]
-        if not possible:
-            raise errors.NotFound(f"VM {self._vm.name} has no disk that can be backed up.")
-        return possible
 
     def _base(self, points: Sequence[Manifest], disks: Sequence[engine.Disk]) -> Base:
         if self._options.fresh:
@@ -231,7 +246,7 @@ class _Job:
         writer = draft.disk(part.id, part.size, "incremental" if incremental else "full", before)
         started = time.monotonic()
         copied = copying.copy(
-            Ladder(self._transports, _target(transfer), stop.pause),
+            Ladder(self._transports, target_of(transfer), stop.pause),
             writer,
             self._terms(part.size, incremental),
             disk.alias,
@@ -313,7 +328,8 @@ def _naming(disk: engine.Disk) -> Iterator[None]:
         raise type(error)(f"Disk {disk.alias}: {error.message}", error.hint) from error
 
 
-def _target(transfer: engine.Transfer) -> Target:
+def target_of(transfer: engine.Transfer) -> Target:
+    """Return what a transport needs to know of a transfer."""
     return Target(
         host_name=transfer.host.name,
         host_address=transfer.host.address,
