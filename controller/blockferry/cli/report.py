@@ -29,7 +29,7 @@ td:first-child, th:first-child { text-align: left }
 def html(comparison: Comparison, rows: Sequence[Row]) -> str:
     """Return the report. Names come from whoever made a VM, so they are escaped."""
     columns, cells = output.comparison_cells(rows)
-    title = escape.escape(f"Transports compared on VM {comparison.vm_name}")
+    title = escape.escape(output.printable(f"Transports compared on VM {comparison.vm_name}"))
     facts = [output.comparison_heading(comparison), *output.comparison_notes(comparison)]
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>',

@@ -147,21 +147,26 @@ class _Job:
         disks = backup_job.possible_disks(self._connection, self._vm, self._options.disks, self._progress)
         since = self._since(disks)
         began = time.monotonic()
-        with self._connection.backup(
-            self._vm,
-            disks,
-            since=since,
-            mode=self._options.mode,
-            description=backup_job.description(self._repository),
-            journal=self._log.record,
-        ) as backup:
-            self._engine_time.start = time.monotonic() - began
-            for part in backup.disks:
-                self._compare_disk(backup, part, transports)
-            began = time.monotonic()
-        self._engine_time.finalize = time.monotonic() - began
-        self._log.ended(self._log.open[-1])
-        self._drop_checkpoint(backup.to_checkpoint_id)
+        backup: engine.Backup | None = None
+        try:
+            with self._connection.backup(
+                self._vm,
+                disks,
+                since=since,
+                mode=self._options.mode,
+                description=backup_job.description(self._repository),
+                journal=self._log.record,
+            ) as backup:
+                self._engine_time.start = time.monotonic() - began
+                for part in backup.disks:
+                    self._compare_disk(backup, part, transports)
+                began = time.monotonic()
+            self._engine_time.finalize = time.monotonic() - began
+            self._log.ended(self._log.open[-1])
+        finally:
+            # A comparison that is stopped has a checkpoint, too: the engine makes it whatever becomes of the blocks.
+            if backup is not None:
+                self._drop_checkpoint(backup.to_checkpoint_id)
         return self._result(backup.mode)
 
     def _transports(self) -> list[Transport]:
