@@ -11,9 +11,8 @@ from blockferry.cli import report
 from blockferry.cli.program import program
 from blockferry.jobs import figures
 from blockferry.jobs.compare import Absent, Carried, Comparison, EngineTime
-from blockferry.jobs.measurement import MAX_SAMPLES, Round, _Run
+from blockferry.jobs.measurement import Round
 from blockferry_agent.units import GiB, MiB
-from tests.unit.disks import Disk as MemoryDisk
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m"
 
@@ -85,17 +84,6 @@ def test_the_report_needs_no_network_and_runs_nothing_of_a_guest() -> None:
     assert "<script>alert" not in text
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", text)
     assert "clear text" in text and "no key" in text
-
-
-def test_a_time_line_is_bounded() -> None:
-    class Reading:
-        remark = ""
-
-    run = _Run(Reading(), MemoryDisk(""), 0.0)  # type: ignore[arg-type]
-    for run.moved in range(1, 10 * MAX_SAMPLES):
-        run._sample()
-    assert len(run.samples) <= MAX_SAMPLES
-    assert run.samples == sorted(run.samples)
 
 
 @pytest.mark.parametrize(
