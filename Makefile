@@ -1,7 +1,8 @@
 # Every target first makes sure that what it needs is installed (tests/setup says what, and why it cannot).
 PYTHON := .venv/bin/python
 # Two at a time, for two cores; each process has a lab of its own, brought up by the first test that asks for it.
-PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile
+# In the order of the directories: the end-to-end tests, whose files take longest, come before the short ones.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test unit lint bench lab-up lab-status lab-down proto
 
