@@ -61,13 +61,20 @@ def test_all_transports_are_measured(scene: Scene, tmp_path: Path) -> None:
         assert row["controller_cpu"] > 0 and row["host_cpu"] > 0 and row["agent_resident"] > MiB
         assert row["first_block"] > 0
     time = found["comparison"]["engine"]
-    assert time["start"] > 0 and time["finalize"] > 0 and len(time["transfers"]) == 2
+    assert time["start"] > 0 and time["finalize"] > 0 and len(time["transfers"]) >= 2
     for carried in found["comparison"]["carried"]:
         assert [(done["disk"], done["number"]) for done in carried["rounds"]] == [
             (f"{scene.vm.name}_Disk{disk}", number) for disk in (1, 2) for number in (1, 2)
         ]
     text = report.read_text()
     assert "round 2" in text and 'src="http' not in text
+
+
+def test_a_transfer_that_image_io_has_read_is_not_used_again(scene: Scene) -> None:
+    """The engine ends it soon, so that it would depend on the hosts' speed whether the next reading finds it."""
+    found = compare(scene, "--transport", "imageio", "--transport", "grpc", "--rounds", "2")
+    # Of each disk: imageio; grpc, grpc, imageio.
+    assert len(found["comparison"]["engine"]["transfers"]) == 2 * 2
 
 
 def test_text_for_people(scene: Scene) -> None:

@@ -71,7 +71,11 @@ class ImageioTransport:
 
     def _open(self, target: Target, url: str) -> ImageioDisk:
         disk = ImageioDisk(target, url, self._ca_file, [self._throttles[target.host_address]])
-        disk.connect().close()
+        with contextlib.closing(disk.connect()) as source:
+            if source.is_local:
+                disk.remark = "this host's own socket"
+            elif url == target.proxy_url:
+                disk.remark = "the engine's proxy"
         return disk
 
 
@@ -83,11 +87,10 @@ class ImageioDisk:
     that grows with the number of extents. The agent has no such limit.
     """
 
-    remark = ""
-
     def __init__(self, target: Target, url: str, ca_file: str, throttles: Sequence[Throttle] = ()) -> None:
         """url: of the ticket, at the host or at the proxy.  throttles: limits of speed."""
         self.size = target.size
+        self.remark = ""
         self.throttles = throttles
         self._target = target
         self._url = url
@@ -199,6 +202,11 @@ class ImageioSource:
         self._disk = disk
         self._target = target
         self._connection = connection
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the client found itself on the host, and goes through Image I/O's Unix socket, without TLS."""
+        return not isinstance(self._connection._backend._con.sock, ssl.SSLSocket)
 
     def extents(self, start: int, length: int, incremental: bool) -> Iterator[Extent]:
         """See `Source.extents`."""
