@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -341,3 +342,14 @@ def test_the_proxy_carries_the_disk_when_the_host_does_not_answer(host: Host, ta
     reachable = target._replace(transfer_url=closed, proxy_url=target.transfer_url)
     with contextlib.closing(ImageioTransport(str(host.directory / "ca.pem")).open(reachable)) as disk:
         assert sum(block.length for block in read(disk)) == SIZE
+
+
+def test_image_io_is_read_no_faster_than_the_host_may(host: Host, target: Target) -> None:
+    """Nobody else keeps that limit there. It is for all disks of a host together, so it lasts from disk to disk."""
+    transport = ImageioTransport(str(host.directory / "ca.pem"), bytes_per_second=4 * MiB)
+    began = time.monotonic()
+    for _ in range(2):
+        with contextlib.closing(transport.open(target)) as disk:
+            read(disk)
+    # 2 MiB each time, the first quarter of a second of which is free.
+    assert time.monotonic() - began > 0.7

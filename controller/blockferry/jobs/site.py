@@ -127,7 +127,7 @@ class Site:
             case "ssh":
                 return SshTransport(lambda target: self._way(record_of(target)))
             case "imageio":
-                return ImageioTransport(str(self.config.engine.ca_file))
+                return ImageioTransport(str(self.config.engine.ca_file), self.config.agent.bandwidth)
 
     def _connect(self, record: deploy.Record) -> Agent:
         """Connect to an agent: at its port, or through SSH where it has none. The caller closes it."""

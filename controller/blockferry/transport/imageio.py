@@ -49,7 +49,7 @@ class ImageioTransport:
     Reads through Image I/O.
 
     ca_file: PEM file with the CA that signed the hosts' certificates (the engine's CA).
-    bytes_per_second: limit for what is read of one host; 0 means none. Agents keep it themselves, for all controllers.
+    bytes_per_second: limit for what this controller reads of one host; 0 means none. Agents keep theirs for all.
     """
 
     name = "imageio"
