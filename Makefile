@@ -15,8 +15,9 @@ demo: setup
 test: setup lint
 	$(PYTEST) tests
 
+# They wait for sockets and processes more than they compute.
 unit: setup
-	$(PYTEST) tests/unit
+	$(PYTEST) -n 4 tests/unit
 
 lint: setup
 	.venv/bin/ruff check .

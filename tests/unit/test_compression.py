@@ -95,7 +95,7 @@ def test_zeros_cost_no_speed() -> None:
 
 
 def test_a_reading_that_waits_for_its_turn_can_be_stopped() -> None:
-    reading = reader.read(Disk("a" * 4000).open, ReadRequest(0, 4000, False, 4, bytes_per_second=1), 3)
+    reading = reader.read(Disk("a" * 4000).open, ReadRequest(0, 4000, False, 4, bytes_per_second=16), 3)
     iterator = iter(reading)
     next(iterator)
     began = time.monotonic()
