@@ -15,6 +15,8 @@ from tests.lab.lab import Lab, NewDisk, Vm
 from tests.lab.operator import Operator
 
 VIRTNBDBACKUP = "virtnbdbackup"
+PLAIN = f"{VIRTNBDBACKUP}, not compressed"
+COMPRESSED = f"{VIRTNBDBACKUP}, compressed (lz4)"
 TIMEOUT = 600.0
 
 
@@ -24,10 +26,10 @@ def all_of(lab: Lab, kind: str, size: int) -> list[Contender]:
     operator = Operator(lab, lab.directory / "bench")
     operator.do("agent", "deploy", lab.host.name)
     return [
-        Contender(VIRTNBDBACKUP, lambda: _virtnbdbackup(lab, vm)),
-        Contender(f"{VIRTNBDBACKUP}, compressed (lz4)", lambda: _virtnbdbackup(lab, vm, "--compress")),
-        Contender("ours, not compressed", lambda: _ours(operator, vm, "none"), 2.5, VIRTNBDBACKUP),
-        Contender("ours, compressed (zstd)", lambda: _ours(operator, vm, "zstd"), 2.5, f"{VIRTNBDBACKUP}, compressed"),
+        Contender(PLAIN, lambda: _virtnbdbackup(lab, vm)),
+        Contender(COMPRESSED, lambda: _virtnbdbackup(lab, vm, "--compress")),
+        Contender("ours, not compressed", lambda: _ours(operator, vm, "none"), 2.5, PLAIN),
+        Contender("ours, compressed (zstd)", lambda: _ours(operator, vm, "zstd"), 2.5, COMPRESSED),
     ]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import statistics
+import subprocess
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from blockferry import errors
 
 
 class Unavailable(Exception):
@@ -50,7 +53,8 @@ def run(contenders: Sequence[Contender], rounds: int, say: Callable[[str], None]
                 continue
             try:
                 took = contender.run()
-            except Unavailable as reason:
+            except (Unavailable, errors.Error, AssertionError, OSError, subprocess.SubprocessError) as reason:
+                # One that fails must not cost the figures of the others.
                 reasons[contender.name] = str(reason)
                 say(f"{contender.name}: cannot run: {reason}")
                 continue
