@@ -1,10 +1,11 @@
 # Every target first makes sure that what it needs is installed (tests/setup says what, and why it cannot).
 PYTHON := .venv/bin/python
-# Two at a time, for two cores; each process has a lab of its own, brought up by the first test that asks for it.
+# Four at a time: they wait for sockets and processes more than they compute. Each process has a lab of its own, brought
+# up by the first test that asks for it.
 # In the order of the directories: the end-to-end tests, whose files take longest, come before the short ones.
-PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test unit lint bench lab-up lab-status lab-down proto
+.PHONY: setup demo test unit component lint bench lab-up lab-status lab-down proto
 
 setup:
 	@sh tests/setup
@@ -15,9 +16,13 @@ demo: setup
 test: setup lint
 	$(PYTEST) tests
 
-# They wait for sockets and processes more than they compute.
+# Neither the lab nor daemons: for every change.
 unit: setup
-	$(PYTEST) -n 4 tests/unit
+	$(PYTEST) tests/unit
+
+# A part of ours beside real programs (qemu-nbd, sshd, Image I/O, an S3 server), without the lab.
+component: setup
+	$(PYTEST) tests/component
 
 lint: setup
 	.venv/bin/ruff check .

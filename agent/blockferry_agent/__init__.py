@@ -5,4 +5,4 @@ Runs on Python 3.9 and later with grpcio, protobuf and xxhash. `reader` and what
 controller runs the very same reader where no agent can answer.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -82,6 +82,23 @@ class Summary(NamedTuple):
         )
 
 
+class Known(NamedTuple):
+    """
+    A range of which somebody knows what it should hold.
+
+    start, length: bytes.  digest: XXH3-128 of the content (16 bytes, canonical), empty where it should be zeros.
+    """
+
+    start: int
+    length: int
+    digest: bytes
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind the range."""
+        return self.start + self.length
+
+
 class ReadRequest(NamedTuple):
     """
     What to read of a disk.

@@ -11,6 +11,7 @@ import threading
 
 import zstandard
 
+from blockferry_agent.blocks import Data
 from blockferry_agent.units import KiB
 
 LEVEL = 1
@@ -28,6 +29,7 @@ class _Codec(threading.local):
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()
 
 
 _codec = _Codec()
@@ -41,3 +43,17 @@ def compress(data: memoryview) -> bytes | None:
         return None
     compressed = _codec.compressor.compress(data)
     return compressed if len(compressed) <= WORTH * len(data) else None
+
+
+def expand(data: Data, length: int) -> bytes:
+    """
+    Return the content of a zstd frame, which must have `length` bytes: no more memory than that is needed for it.
+
+    Raises ValueError for what is no such frame.
+    """
+    try:
+        if zstandard.frame_content_size(data) != length:
+            raise ValueError("it has another length")
+        return _codec.decompressor.decompress(data, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from None

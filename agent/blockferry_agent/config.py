@@ -3,10 +3,12 @@ The agent's configuration: one JSON file, written by `blockferry agent deploy`.
 
     {
         "listen": ["192.0.2.10:54330", "unix:/opt/blockferry-agent/run/agent.sock"],
-        "tls": {"certificate": "tls/agent.crt", "key": "tls/agent.key", "ca": "tls/ca.crt"},
+        "tls": {"certificate": "tls/agent.crt", "key": "tls/agent.key", "ca": "tls/ca.crt",
+                "revoked": "tls/revoked.json"},
         "control_socket": "/run/ovirt-imageio/sock",
         "data_socket": "@/org/ovirt/imageio",
         "nbd_directories": ["/run/vdsm/backup", "/run/vdsm/nbd"],
+        "socket_mode": "0600",
         "pid_file": "run/agent.pid",
         "workers": 4,
         "max_reads": 16,
@@ -18,6 +20,7 @@ The agent's configuration: one JSON file, written by `blockferry agent deploy`.
     }
 
 Only `listen` is required, and `tls` as soon as a TCP port is in it. Relative paths are taken from the file's directory.
+All files of `tls` may be replaced while the agent runs.
 The agent opens no port but those in `listen` and from the first to the last of `socket_ports`. The latter open for one
 client of the `netcat` transport each, at `socket_address`; without it, at the addresses of `listen` that are TCP.
 """
@@ -49,12 +52,15 @@ class Tls:
     """
     Files of the agent's side of mutual TLS, PEM.
 
-    certificate, key: the agent's own.  ca: the only authority whose controllers are served.
+    certificate, key: the agent's own.  ca: the only authority whose controllers are served; for a while it may be two.
+    revoked: JSON, {"sha256": ["…"]}, the certificates of that authority's controllers that were taken back, each by the
+    digest of its DER in hex; None when there is no such list.
     """
 
     certificate: Path
     key: Path
     ca: Path
+    revoked: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Config:
     """
     The whole file.
 
-    listen: "host:port" (mutual TLS), or "unix:path" (no TLS: a socket that only the agent's own user may open).
+    listen: "host:port" (mutual TLS), or "unix:path" (no TLS: whom the socket's mode lets in is served).
+    socket_mode: of such a socket, like chmod's; never for all users.
     control_socket, data_socket: Image I/O's local sockets; a leading @ means an abstract socket.
     nbd_directories: the only directories in which NBD sockets are opened.
     pid_file: where the process's id stands while it serves.
@@ -78,6 +85,7 @@ class Config:
     control_socket: str = "/run/ovirt-imageio/sock"
     data_socket: str = "@/org/ovirt/imageio"
     nbd_directories: tuple[str, ...] = ("/run/vdsm/backup", "/run/vdsm/nbd")
+    socket_mode: int = 0o600
     pid_file: Path | None = None
     workers: int = 4
     max_reads: int = 16
@@ -111,6 +119,7 @@ def _config(section: _Section) -> Config:
         control_socket=section.get("control_socket", _text, defaults.control_socket),
         data_socket=section.get("data_socket", _text, defaults.data_socket),
         nbd_directories=section.get("nbd_directories", _texts, defaults.nbd_directories),
+        socket_mode=section.get("socket_mode", _socket_mode, defaults.socket_mode),
         pid_file=section.path("pid_file") if "pid_file" in section else None,
         workers=section.get("workers", _whole_number(1, MAX_WORKERS), defaults.workers),
         max_reads=section.get("max_reads", _whole_number(1, 256), defaults.max_reads),
@@ -131,7 +140,12 @@ def _config(section: _Section) -> Config:
 
 
 def _tls(section: _Section) -> Tls:
-    tls = Tls(section.path("certificate"), section.path("key"), section.path("ca"))
+    tls = Tls(
+        section.path("certificate"),
+        section.path("key"),
+        section.path("ca"),
+        section.path("revoked") if "revoked" in section else None,
+    )
     section.finish()
     return tls
 
@@ -235,6 +249,13 @@ def _ports(value: object) -> range:
     if not isinstance(value, list) or len(value) != 2 or port(value[0]) > port(value[1]):
         raise ValueError("a list of the first port and the last")
     return range(value[0], value[1] + 1)
+
+
+def _socket_mode(value: object) -> int:
+    """Parse a mode that gives the owner, and at most his group, the right to connect."""
+    if value not in ("0600", "0660"):
+        raise ValueError('"0600" or "0660"')
+    return int(value, 8)
 
 
 def _whole_number(least: int, most: int) -> Callable[[object], int]:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from blockferry_agent import errors, frames, tls
 from blockferry_agent.link import ClearLink, Link, TlsLink
+from blockferry_agent.tls import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +38,14 @@ class Door:
     """
     An open port. Who opened it closes it.
 
-    addresses: at which it listens.  ports: of which it takes a free one.  context: of TLS; None means clear text.
+    addresses: at which it listens.  ports: of which it takes a free one.  certificates: for TLS; None means clear text.
 
     port: the one it took.  token: lets in.
     """
 
-    def __init__(self, addresses: Sequence[str], ports: range, context: ssl.SSLContext | None) -> None:
+    def __init__(self, addresses: Sequence[str], ports: range, certificates: Certificates | None) -> None:
         """Raises Busy when none of the ports is free, and Error when an address is not this host's."""
-        self._context = context
+        self._certificates = certificates
         self._listeners, self.port = _listen(addresses, ports)
         self.token = secrets.token_bytes(frames.TOKEN_LENGTH)
         self._closing = threading.Lock()  # guards the listeners' being closed
@@ -58,7 +59,7 @@ class Door:
         """
         deadline = time.monotonic() + seconds
         # The port closes before anybody is sent away, so that nobody comes back.
-        with _Lobby(self._listeners, self.token, self._context) as lobby, contextlib.closing(self):
+        with _Lobby(self._listeners, self.token, self._certificates) as lobby, contextlib.closing(self):
             try:
                 while not self._interrupted and time.monotonic() < deadline:
                     client = lobby.look(deadline)
@@ -91,9 +92,9 @@ class _Stranger(Exception):
 class _Lobby:
     """Those who have knocked, and whom we do not know yet. Used by one thread."""
 
-    def __init__(self, listeners: Sequence[socket.socket], token: bytes, context: ssl.SSLContext | None) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], token: bytes, certificates: Certificates | None) -> None:
         self._token = token
-        self._context = context
+        self._certificates = certificates
         self._knocking: list[_Knocking] = []
         self._selector = selectors.DefaultSelector()
         for listener in listeners:
@@ -139,7 +140,7 @@ class _Lobby:
         except (BlockingIOError, ConnectionError):
             return  # he is gone already
         try:
-            one = _Knocking(connection, address[0], self._context)
+            one = _Knocking(connection, address[0], self._certificates)
         except OSError:
             connection.close()
             return
@@ -165,15 +166,18 @@ class _Knocking:
     address: where he comes from.  deadline: when he is sent away.
     """
 
-    def __init__(self, connection: socket.socket, address: str, context: ssl.SSLContext | None) -> None:
+    def __init__(self, connection: socket.socket, address: str, certificates: Certificates | None) -> None:
         connection.setblocking(False)
         self.connection = connection
         self.address = address
         self.deadline = time.monotonic() + TOKEN_PATIENCE
         self._token = b""
-        self._is_shaking_hands = context is not None
-        if context is not None:
-            self.connection = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        self._certificates = certificates
+        self._is_shaking_hands = certificates is not None
+        if certificates is not None:
+            self.connection = certificates.context().wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
 
     def has_shown(self, token: bytes) -> bool:
         """Take what has come, and return whether it is the token. Raises _Stranger, OSError."""
@@ -200,9 +204,12 @@ class _Knocking:
 
     def _shake_hands(self) -> None:
         assert isinstance(self.connection, ssl.SSLSocket)
+        assert self._certificates is not None
         self.connection.do_handshake()
         if not tls.is_controller(self.connection):
             raise _Stranger("its certificate is no controller's")
+        if self._certificates.is_revoked(self.connection.getpeercert(binary_form=True) or b""):
+            raise _Stranger("its certificate is revoked")
         self._is_shaking_hands = False
 
 

@@ -7,9 +7,10 @@ What can go wrong between a disk and the controller, as one tree. Each class say
     ├── TicketRefused        the ticket exists but does not allow this: start a new transfer
     ├── BitmapMissing        no dirty bitmap behind the ticket: read the whole disk
     ├── Busy                 the agent does all that it may do: try later, or take another transport
-    └── SourceError          the disk could not be read to its end
+    └── SourceError          the disk could not be read, or written, to its end
         ├── SourceGone       its server is not there (any more): see whether the VM stopped
         ├── ReadFailed       the storage answered with an error: see the host's logs, then repeat
+        ├── WriteFailed      the storage refused a write: make room, or see the host's logs; then repeat
         └── ProtocolError    its server answered nonsense: do not trust a byte of it
 
 The controller's tree (`blockferry.errors`) grows from the same root. On the wire each class has a gRPC status code:
@@ -17,6 +18,9 @@ the table is in `blockferry_agent.status`.
 """
 
 from __future__ import annotations
+
+RETRY_AFTER = 5
+"""Seconds: a full read is many short calls, so within them one of those that are read has mostly made room."""
 
 
 class Error(Exception):
@@ -52,11 +56,19 @@ class BitmapMissing(Error):
 
 
 class Busy(Error):
-    """The agent does all that it may do: try later, or take another transport."""
+    """
+    The agent does all that it may do: try later, or take another transport.
+
+    retry_after: seconds after which it may have less to do.
+    """
+
+    def __init__(self, message: str, hint: str = "", retry_after: int = RETRY_AFTER) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
 
 
 class SourceError(Error):
-    """The disk could not be read to its end."""
+    """The disk could not be read, or written, to its end."""
 
 
 class SourceGone(SourceError):
@@ -65,6 +77,10 @@ class SourceGone(SourceError):
 
 class ReadFailed(SourceError):
     """The storage answered a read with an error: see the host's logs, then repeat."""
+
+
+class WriteFailed(SourceError):
+    """The storage answered a write with an error: make room or see the host's logs, then repeat."""
 
 
 class ProtocolError(SourceError):

@@ -45,16 +45,19 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 
 class Ticket(NamedTuple):
     """
-    The right to read one disk.
+    The right to one disk.
 
     id: the ticket's; a secret, never logged.  transfer_id: the engine's image transfer that owns it.
     url: where the disk is served.  size: of the disk, in bytes.
+    writable: the disk may be written, too.  sparse: its storage may give up the space of zeros.
     """
 
     id: str
     transfer_id: str
     url: str
     size: int
+    writable: bool = False
+    sparse: bool = False
 
 
 class Imageio:
@@ -70,9 +73,9 @@ class Imageio:
 
     def ticket(self, ticket_id: str, transfer_id: str) -> Ticket:
         """
-        Return the ticket, which may be used for reading now.
+        Return the ticket, which may be used for reading now: one for writing may be, too.
 
-        Raises InvalidRequest, TicketNotFound, and TicketRefused when it is for another transfer, not for reading,
+        Raises InvalidRequest, TicketNotFound, and TicketRefused when it is for another transfer, for neither,
         cancelled or expired, or when the daemon cannot be asked or describes it in an unknown way.
         """
         ticket_id = _canonical("ticket_id", ticket_id)
@@ -168,14 +171,21 @@ def _checked(ticket_id: str, transfer_id: str, body: bytes) -> Ticket:
         )
     for problem in _problems(fields, transfer_id):
         raise errors.TicketRefused(f"The ticket of transfer {transfer_id} {problem}.", "Start a new transfer.")
-    return Ticket(ticket_id, transfer_id, fields["url"], fields["size"])
+    return Ticket(
+        ticket_id,
+        transfer_id,
+        fields["url"],
+        fields["size"],
+        writable="write" in fields["ops"],
+        sparse=fields.get("sparse") is True,
+    )
 
 
 def _problems(fields: dict[str, Any], transfer_id: str) -> Iterator[str]:
     if fields["transfer_id"] != transfer_id:
         yield "is another transfer's"
-    if "read" not in fields["ops"]:
-        yield "is not for reading"
+    if "read" not in fields["ops"] and "write" not in fields["ops"]:
+        yield "is neither for reading nor for writing"
     if fields["canceled"]:
         yield "is cancelled"
     # Image I/O's clock is the elapsed time of times(2), which is not CLOCK_MONOTONIC: on Linux it starts elsewhere

@@ -1,9 +1,11 @@
 """
-An NBD client for reading: one connection is a `source.Source`.
+An NBD client: one connection is a `source.Source`, and where the export may be written a `sink.Sink`.
 
     handshake    structured replies, meta contexts, GO (`handshake`)
     extents      BLOCK_STATUS with "base:allocation", and with the dirty bitmap's context when changes are asked for
     readinto     READ requests of 256 KiB, several in flight, received straight into the caller's buffer
+    write        WRITE requests likewise, sent straight from the caller's buffer
+    zero         WRITE_ZEROES, for what does not read as zeros already; never TRIM, after which anything may be read
 
 The server is taken for hostile: every length and offset that it names is checked against what was asked before a byte
 is allocated or written, and nothing that it sends or leaves out can make the client wait for ever.
@@ -23,7 +25,7 @@ from blockferry_agent import errors, extents, handshake
 from blockferry_agent.extents import Run
 from blockferry_agent.source import Extent
 from blockferry_agent.stream import Stream
-from blockferry_agent.units import GiB, KiB
+from blockferry_agent.units import GiB, KiB, MiB
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for a whole handshake. The ninth connection to a qemu-nbd is accepted and never greeted."""
@@ -37,6 +39,9 @@ REQUEST_LENGTH = 256 * KiB
 MAX_IN_FLIGHT = 16
 """READs that wait for their replies: as many as QEMU works on at once for one client."""
 
+ZERO_LENGTH = 32 * MiB
+"""Bytes of one WRITE_ZEROES: a storage that really writes them answers all that are in flight within IO_TIMEOUT."""
+
 STATUS_LENGTH = 1 * GiB
 """Bytes of one BLOCK_STATUS."""
 
@@ -48,6 +53,7 @@ MAX_CHUNKS = 1024
 
 _REQUEST = struct.Struct(">IHHQQI")
 _CHUNK = struct.Struct(">IHHQI")
+_SIMPLE = struct.Struct(">IIQ")
 _HOLE = struct.Struct(">QI")
 _ERROR = struct.Struct(">IH")
 _RUN = struct.Struct(">II")
@@ -56,15 +62,23 @@ _U64 = struct.Struct(">Q")
 
 _REQUEST_MAGIC = 0x25609513
 _CHUNK_MAGIC = 0x668E33EF
-_READ, _DISCONNECT, _BLOCK_STATUS = 0, 2, 7
-_CAN_DF = 1 << 7  # transmission flag: the server understands the next one
-_DF = 1 << 2  # command flag: do not fragment the reply
+_SIMPLE_MAGIC = 0x67446698
+_READ, _WRITE, _DISCONNECT, _FLUSH, _WRITE_ZEROES, _BLOCK_STATUS = 0, 1, 2, 3, 6, 7
+# Transmission flags.
+_READ_ONLY = 1 << 1
+_CAN_FLUSH = 1 << 2
+_CAN_ZERO = 1 << 6
+_CAN_DF = 1 << 7
+_CAN_MULTI_CONN = 1 << 8
+# Command flags.
+_NO_HOLE = 1 << 1  # write zeros into allocated space
+_DF = 1 << 2  # do not fragment the reply
 _DONE = 1
 _NONE_CHUNK, _DATA_CHUNK, _HOLE_CHUNK, _STATUS_CHUNK = 0, 1, 2, 5
 _ERROR_CHUNK = 1 << 15
 _ZERO_STATE = 2  # of base:allocation
 _DIRTY_STATE = 1  # of a dirty bitmap
-_ESHUTDOWN = 108
+_ENOSPC, _ESHUTDOWN = 28, 108
 
 _ZEROS = bytes(REQUEST_LENGTH)
 
@@ -88,6 +102,8 @@ class Connection:
     One connection to an export (`source.Source`).
 
     size: of the disk, in bytes.  has_bitmap: extents can be asked for incrementally.
+    is_writable: `write`, `zero` and `flush` may be called.  is_shareable: several connections may write side by side,
+    and `flush` on one of them covers all.
     """
 
     def __init__(
@@ -120,6 +136,8 @@ class Connection:
         self.has_bitmap = export.bitmap is not None
         # Only data is read, so the server need not look for holes in it once more.
         self._read_flags = _DF if export.flags & _CAN_DF else 0
+        self.is_writable = export.flags & (_READ_ONLY | _CAN_FLUSH | _CAN_ZERO) == _CAN_FLUSH | _CAN_ZERO
+        self.is_shareable = bool(export.flags & _CAN_MULTI_CONN)
 
     def extents(self, start: int, length: int, incremental: bool) -> Iterator[Extent]:
         """See `Source.extents`."""
@@ -137,6 +155,31 @@ class Connection:
             for offset in range(0, len(view), REQUEST_LENGTH)
         )
         self._run(reads)
+
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        """See `Sink.write`. When the storage fails, all replies are taken in before that is raised."""
+        view = memoryview(data)
+        self._run(
+            _Write(start + offset, view[offset : offset + REQUEST_LENGTH])
+            for offset in range(0, len(view), REQUEST_LENGTH)
+        )
+
+    def zero(self, start: int, length: int, may_punch: bool) -> None:
+        """See `Sink.zero`. Asks first what reads as zeros already: that is left alone."""
+        flags = 0 if may_punch else _NO_HOLE
+        end = start + length
+        for begin in range(start, end, STATUS_LENGTH):
+            piece = list(self.extents(begin, min(STATUS_LENGTH, end - begin), incremental=False))
+            self._run(
+                _Zero(offset, min(ZERO_LENGTH, extent.end - offset), flags)
+                for extent in piece
+                if not extent.zero
+                for offset in range(extent.start, extent.end, ZERO_LENGTH)
+            )
+
+    def flush(self) -> None:
+        """See `Sink.flush`."""
+        self._run([_Flush()])
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -174,7 +217,7 @@ class Connection:
                 self._send(itertools.islice(waiting, MAX_IN_FLIGHT - len(pending)), pending)
             if not pending:
                 break
-            failure = self._take_chunk(pending) or failure
+            failure = self._take_reply(pending) or failure
         if failure is not None:
             raise failure
 
@@ -186,12 +229,38 @@ class Connection:
             message += _REQUEST.pack(
                 _REQUEST_MAGIC, request.flags, request.command, handle, request.start, request.length
             )
+            if isinstance(request, _Write):
+                self._stream.send(message)
+                self._stream.send(request.data)
+                message = b""
         if message:
             self._stream.send(message)
 
+    def _take_reply(self, pending: dict[int, _Request]) -> errors.SourceError | None:
+        """
+        Take in one chunk of a reply; forget its request after the last. Returns the failure that it reports.
+
+        What is no READ may be answered by a simple reply, which is shorter than the head of a chunk.
+        """
+        if any(isinstance(request, _Read) for request in pending.values()):
+            self._stream.receive_into(self._chunk_head)
+        else:
+            self._stream.receive_into(self._chunk_head[: _SIMPLE.size])
+            magic, number, handle = _SIMPLE.unpack_from(self._chunk_head)
+            if magic == _SIMPLE_MAGIC:
+                return self._take_simple(pending, handle, number)
+            self._stream.receive_into(self._chunk_head[_SIMPLE.size :])
+        return self._take_chunk(pending)
+
+    def _take_simple(self, pending: dict[int, _Request], handle: int, number: int) -> errors.SourceError | None:
+        """Forget the request that a simple reply is for. Returns the failure that it reports."""
+        request = pending.pop(handle, None)
+        if request is None or request.chunks or not (number or request.is_complete()):
+            raise self._nonsense("a simple reply that nobody waits for")
+        return self._failure(request, number, "") if number else None
+
     def _take_chunk(self, pending: dict[int, _Request]) -> errors.SourceError | None:
-        """Take in one chunk of a reply; forget its request after the last. Returns the failure that it reports."""
-        self._stream.receive_into(self._chunk_head)
+        """Take in the rest of a chunk whose head is there."""
         magic, flags, kind, handle, length = _CHUNK.unpack(self._chunk_head)
         request = pending.get(handle)
         if magic != _CHUNK_MAGIC or request is None:
@@ -225,12 +294,18 @@ class Connection:
         if not number or text_length > length - _ERROR.size:
             raise self._nonsense("an error that is none")
         text = payload[_ERROR.size : _ERROR.size + text_length].decode(errors="replace")
-        said = f" ({''.join(filter(str.isprintable, text))})" if text else ""
-        message = f"{self._where} failed at bytes {request.start} to {request.start + request.length}: "
-        message += f"{os.strerror(number)}{said}."
+        return self._failure(request, number, "".join(filter(str.isprintable, text)))
+
+    def _failure(self, request: _Request, number: int, text: str) -> errors.SourceError:
+        """Return our error for the server's. text: what it says beside the number, may be empty."""
+        where = f"at bytes {request.start} to {request.start + request.length}" if request.length else "to flush"
+        message = f"{self._where} failed {where}: {os.strerror(number)}" + (f" ({text})." if text else ".")
         if number == _ESHUTDOWN:
             return errors.SourceGone(message, "See whether the VM stopped, or the backup ended.")
-        return errors.ReadFailed(message, "See the host's logs for its storage, then repeat.")
+        if number == _ENOSPC:
+            return errors.WriteFailed(message, "The storage of the disk is full: make room there, then repeat.")
+        cls = errors.ReadFailed if isinstance(request, (_Read, _Status)) else errors.WriteFailed
+        return cls(message, "See the host's logs for its storage, then repeat.")
 
     def _nonsense(self, what: str) -> errors.ProtocolError:
         return errors.ProtocolError(f"{self._where} sent {what}.", "See what serves that socket on the host.")
@@ -317,4 +392,55 @@ class _Status:
         return len(self.runs) == len(self._contexts)
 
 
-_Request = Union[_Read, _Status]
+class _Change:
+    """A request that changes the disk: all that is said of it is whether it was done."""
+
+    command: int
+    start = 0
+    length = 0
+    flags = 0
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self.failed = False
+
+    def take(self, kind: int, length: int, stream: Stream) -> str:
+        """As in `_Read.take`."""
+        return f"chunk type {kind} of {length} bytes in reply to command {self.command}"
+
+    def is_complete(self) -> bool:
+        """As in `_Read.is_complete`."""
+        return True
+
+
+class _Write(_Change):
+    """A WRITE of a part of the caller's data."""
+
+    command = _WRITE
+
+    def __init__(self, start: int, data: memoryview) -> None:
+        super().__init__()
+        self.start = start
+        self.length = len(data)
+        self.data = data
+
+
+class _Zero(_Change):
+    """A WRITE_ZEROES."""
+
+    command = _WRITE_ZEROES
+
+    def __init__(self, start: int, length: int, flags: int) -> None:
+        super().__init__()
+        self.start = start
+        self.length = length
+        self.flags = flags
+
+
+class _Flush(_Change):
+    """A FLUSH of all that was answered before."""
+
+    command = _FLUSH
+
+
+_Request = Union[_Read, _Status, _Change]

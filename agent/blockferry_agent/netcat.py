@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from blockferry_agent.disks import Disks
 from blockferry_agent.door import Door
 from blockferry_agent.link import Broken, Link
 from blockferry_agent.reader import Reading
+from blockferry_agent.tls import Certificates
 from blockferry_proto import agent_pb2
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Netcat:
 
     disks: what tickets open.  max_open: ports that wait or serve at once.
     addresses, ports: where it listens; no ports, and it never does.
-    context: of mutual TLS; None when the agent has no certificate.  clear_text: it may do without.
+    certificates: for mutual TLS; None when the agent has none.  clear_text: it may do without.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class Netcat:
         max_open: int,
         addresses: Sequence[str],
         ports: range,
-        context: ssl.SSLContext | None,
+        certificates: Certificates | None,
         clear_text: bool,
     ) -> None:
         self._disks = disks
         self._max_open = max_open
         self._addresses = addresses
         self._ports = ports
-        self._context = context
+        self._certificates = certificates
         self._clear_text = clear_text
         self._guard = threading.Lock()  # of all below
         self._closed = False
         self._clients: set[_Client] = set()
 
-    def open(self, ticket: agent_pb2.Ticket, clear_text: bool) -> agent_pb2.OpenSocketReply:
+    def open(self, ticket: agent_pb2.Ticket, clear_text: bool, caller: str) -> agent_pb2.OpenSocketReply:
         """
         Open a port for the client of a ticket, which the caller has looked up.
 
@@ -80,8 +80,8 @@ class Netcat:
                     f"The agent has {len(self._clients)} sockets open already, and may not open more.",
                     "Wait for other backups, or allow more (max_reads).",
                 )
-            door = Door(self._addresses, self._ports, None if clear_text else self._context)
-            client = _Client(self._disks, ticket, door, self._forget)
+            door = Door(self._addresses, self._ports, None if clear_text else self._certificates)
+            client = _Client(self._disks, ticket, caller, door, self._forget)
             try:
                 client.thread.start()
             except BaseException:
@@ -112,7 +112,7 @@ class Netcat:
                 "The agent opens no sockets without TLS, because its configuration does not allow it.",
                 "Set netcat_clear_text, and deploy the agent again.",
             )
-        if not clear_text and self._context is None:
+        if not clear_text and self._certificates is None:
             raise errors.InvalidRequest("The agent opens no sockets with TLS, because it has no certificate.")
 
     def _forget(self, client: _Client) -> None:
@@ -124,12 +124,15 @@ class _Client:
     """
     A port and, once he has come in, its client; in a thread of its own.
 
-    ticket: the only one that he may read.  forget: called at the end.
+    ticket: the only one that he may read.  caller: who asked for the port (`gate`).  forget: called at the end.
     """
 
-    def __init__(self, disks: Disks, ticket: agent_pb2.Ticket, door: Door, forget: Callable[[_Client], None]) -> None:
+    def __init__(
+        self, disks: Disks, ticket: agent_pb2.Ticket, caller: str, door: Door, forget: Callable[[_Client], None]
+    ) -> None:
         self._disks = disks
         self._ticket = ticket
+        self._caller = caller
         self._door = door
         self._forget = forget
         self._label = f"of transfer {ticket.transfer_id[:36]!r}"
@@ -206,7 +209,7 @@ class _Client:
             raise errors.InvalidRequest("A request over a socket names no ticket: the socket was opened for one.")
         request.ticket.CopyFrom(self._ticket)
         try:
-            with self._disks.reading(request) as reading, self._stopped_when_gone(reading):
+            with self._disks.reading(request, self._caller) as reading, self._stopped_when_gone(reading):
                 for block in reading:
                     link.send(*frames.of_block(block))
             return frames.of_summary(reading.summary)

@@ -33,16 +33,25 @@ _IN_TRANSIT = 5
 """The block that the receiver has in hand, compressed, as a message, and what gRPC has yet to send of it."""
 
 
+Cut = Callable[[Iterable[Extent], ReadRequest], Iterator[Range]]
+"""Makes ranges, none longer than the request's window but zeros, of the extents of the request's range."""
+
+
 def read(
-    open_source: Callable[[], Source], request: ReadRequest, workers: int, throttles: Sequence[Throttle] = ()
+    open_source: Callable[[], Source],
+    request: ReadRequest,
+    workers: int,
+    throttles: Sequence[Throttle] = (),
+    cut: Cut = blocks.ranges,
 ) -> Reading:
     """
     Return a reading, which starts when it is iterated.
 
     open_source: connects to the disk. Called by several threads: once for the extents, at most once for each worker.
     workers: threads that read, 1 or more.  throttles: limits of speed beside the request's own.
+    cut: says what is read; each range becomes one block.
     """
-    return Reading(open_source, request, workers, throttles)
+    return Reading(open_source, request, workers, throttles, cut)
 
 
 def memory(workers: int, window: int) -> int:
@@ -65,10 +74,16 @@ class Reading:
     """
 
     def __init__(
-        self, open_source: Callable[[], Source], request: ReadRequest, workers: int, throttles: Sequence[Throttle]
+        self,
+        open_source: Callable[[], Source],
+        request: ReadRequest,
+        workers: int,
+        throttles: Sequence[Throttle],
+        cut: Cut,
     ) -> None:
         self._open_source = open_source
         self._request = request
+        self._cut = cut
         self._throttles = [Throttle(request.bytes_per_second), *throttles]
         self._dirty = 0
         self._summary: Summary | None = None
@@ -275,7 +290,7 @@ class Reading:
         source = self._open_source()
         try:
             extents = source.extents(request.start, request.length, request.incremental)
-            yield from blocks.ranges(self._counted(extents), request)
+            yield from self._cut(self._counted(extents), request)
         finally:
             source.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blockferry_agent import blocks, digest, errors
-from blockferry_agent.blocks import ReadRequest
+from blockferry_agent.blocks import Known, ReadRequest
 from blockferry_proto import agent_pb2
 
 MAX_LISTED = 65536
@@ -19,7 +19,7 @@ def length_of(start: int, length: int, size: int) -> int:
     return length or size - start
 
 
-def window_of(message: agent_pb2.ReadBlocksRequest) -> int:
+def window_of(message: agent_pb2.ReadBlocksRequest | agent_pb2.WriteTarget) -> int:
     """Return the window in bytes."""
     window = message.window_bytes
     if window & (window - 1) or not blocks.MIN_WINDOW <= window <= blocks.MAX_WINDOW:
@@ -49,6 +49,22 @@ def read_request(message: agent_pb2.ReadBlocksRequest, size: int) -> ReadRequest
         compress=message.compress,
         bytes_per_second=message.bytes_per_second,
     )
+
+
+def expected(message: agent_pb2.CompareBlocksRequest) -> list[Known]:
+    """Return what a disk should hold: at least one range. Whether the last one is within the disk, is not checked."""
+    _check_listed("ranges", [listed.start for listed in message.ranges])
+    known = [Known(listed.start, listed.length, listed.xxh3) for listed in message.ranges]
+    if not known:
+        raise errors.InvalidRequest("There are no ranges to compare.")
+    end = 0
+    for place in known:
+        if len(place.digest) not in (0, digest.LENGTH) or (place.digest and place.length > blocks.MAX_WINDOW):
+            raise errors.InvalidRequest(f"The range at {place.start} has an impossible length or digest.")
+        if place.start < end or not place.length:
+            raise errors.InvalidRequest(f"The range of {place.length} bytes at {place.start} has no place there.")
+        end = place.end
+    return known
 
 
 def _check_listed(name: str, starts: Sequence[int]) -> None:

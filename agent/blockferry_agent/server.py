@@ -12,14 +12,19 @@ from typing import Callable
 
 import grpc
 
-from blockferry_agent import service, tls, wire
-from blockferry_agent.config import UNIX_PREFIX, Config, ConfigError, Tls
+from blockferry_agent import notify, service, wire
+from blockferry_agent.blocks import MAX_WINDOW
+from blockferry_agent.callers import Callers
+from blockferry_agent.config import UNIX_PREFIX, Config, ConfigError
 from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
+from blockferry_agent.health import Health
 from blockferry_agent.imageio import Imageio
 from blockferry_agent.keepalive import KeepAlive
 from blockferry_agent.netcat import Netcat
 from blockferry_agent.throttle import Throttle
+from blockferry_agent.tls import Certificates
+from blockferry_agent.units import KiB, MiB
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +34,30 @@ GRACE = 2.0
 _SPARE_THREADS = 8
 """Threads beside those that read or wait for it, so that short calls are answered while all reads are taken."""
 
+_WATCHERS = 16
+"""Calls beyond those that have a thread: of the health service, which need none."""
+
+MAX_CONNECTIONS = 512
+"""
+Connections at once. A controller has one for each disk that it reads or waits for, so this is for dozens of them; each
+takes a file of the 1024 that a process may have open.
+"""
+
+HANDSHAKE_SECONDS = 10
+"""Who connects and says nothing for so long is sent away; gRPC would give him two minutes."""
+
 _OPTIONS = [
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
     # Two agents on one port would share its connections.
     ("grpc.so_reuseport", 0),
+    # A block of the largest window, with its head.
+    ("grpc.max_receive_message_length", MAX_WINDOW + 64 * KiB),
+    # What may come in of a stream of blocks before it is wanted. gRPC would measure how much keeps the link busy, and
+    # take in up to that beside the message in hand: a writing with windows of 8 MiB had 170 MiB resident instead of
+    # 128, at the same speed.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 4 * MiB),
     *wire.LARGE_MESSAGES,
     # A controller that vanished without a word is noticed within a minute, and ours may look after us as often.
     ("grpc.keepalive_time_ms", 30_000),
@@ -43,12 +69,16 @@ _OPTIONS = [
 ]
 
 
-def run(config: Config, wait: Callable[[], object]) -> None:
+def run(config: Config, wait: Callable[[Callable[[], bool]], object]) -> None:
     """
     Serve until `wait` returns.
 
+    wait: is given a function that lets nobody read any more, unless somebody does, and returns whether it did so.
+
     Raises ConfigError when an address or a file of the configuration cannot be used.
     """
+    certificates = None if config.tls is None else Certificates(config.tls)
+    callers = Callers(certificates)
     imageio = Imageio(config.control_socket, config.data_socket)
     gate = Gate(config.max_reads)
     keepalive = KeepAlive(imageio.touch, config.keepalive_seconds)
@@ -59,51 +89,48 @@ def run(config: Config, wait: Callable[[], object]) -> None:
         config.max_reads,
         config.socket_addresses,
         config.socket_ports,
-        tls.server_context(config.tls) if config.tls is not None and config.socket_ports else None,
+        certificates,
         config.clear_text,
     )
-    threads = concurrent.futures.ThreadPoolExecutor(2 * config.max_reads + _SPARE_THREADS, thread_name_prefix="call")
-    server = grpc.server(threads, options=_OPTIONS)
-    service.serve(service.Service(disks, gate, netcat, imageio), server)
+    calls = 2 * config.max_reads + _SPARE_THREADS
+    threads = concurrent.futures.ThreadPoolExecutor(calls, thread_name_prefix="call")
+    server = grpc.server(threads, options=_OPTIONS, maximum_concurrent_rpcs=calls + _WATCHERS)
+    service.serve(service.Service(disks, gate, netcat, imageio, callers, certificates), server)
+    health = Health(callers)
+    health.serve(server)
     for address in config.listen:
-        _listen(server, address, config.tls)
+        _listen(server, address, config.socket_mode, certificates)
     server.start()
     try:
         with _pid_file(config.pid_file):
             log.info("serving at %s", ", ".join(config.listen))
-            wait()
+            notify.tell(notify.READY)
+            wait(gate.close_if_idle)
             log.info("stopping")
     finally:
+        notify.tell(notify.STOPPING)
+        health.stop()
         gate.close()
         netcat.close()
         server.stop(GRACE).wait()
 
 
-def _listen(server: grpc.Server, address: str, files: Tls | None) -> None:
+def _listen(server: grpc.Server, address: str, socket_mode: int, certificates: Certificates | None) -> None:
     try:
         if address.startswith(UNIX_PREFIX):
-            before = os.umask(0o177)  # the socket is for this user alone
+            before = os.umask(0o777 & ~socket_mode)
             try:
                 server.add_insecure_port(address)
             finally:
                 os.umask(before)
         else:
-            assert files is not None
-            server.add_secure_port(address, _credentials(files))
+            assert certificates is not None
+            server.add_secure_port(address, certificates.server_credentials())
     except RuntimeError:
         raise ConfigError(
             f"The agent cannot listen at {address}.",
-            "See whether something else listens there, whether that address is this host's, and whether the "
-            "certificate and key are PEM files that belong together.",
+            "See whether something else listens there, and whether that address is this host's.",
         ) from None
-
-
-def _credentials(files: Tls) -> grpc.ServerCredentials:
-    try:
-        key, certificate, ca = (path.read_bytes() for path in (files.key, files.certificate, files.ca))
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}.", "Deploy the agent again.") from None
-    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)
 
 
 @contextlib.contextmanager

@@ -50,13 +50,20 @@ class Stream:
         self._deadline = math.inf
         self._limit(self._timeout)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`. Raises SourceGone."""
-        self._watch_deadline()
-        try:
-            self._socket.sendall(data)
-        except OSError as error:
-            raise self._broken(error) from None
+        left = memoryview(data)
+        give_up = time.monotonic() + self._timeout
+        while left:
+            self._watch_deadline()
+            try:
+                sent = self._socket.send(left)
+            except OSError as error:
+                raise self._broken(error) from None
+            left = left[sent:]
+            # As when receiving: a signal or the time-out cut the call short, and nobody may keep us here by sips.
+            if left and time.monotonic() > give_up:
+                raise self._late()
 
     def receive(self, length: int) -> bytearray:
         """Return the next `length` bytes, a number that the caller has checked. Raises SourceGone."""

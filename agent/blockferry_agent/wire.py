@@ -20,7 +20,8 @@ from blockferry_agent.units import KiB, MiB
 from blockferry_proto import agent_pb2
 
 METHOD = "/blockferry.v1.Agent/ReadBlocks"
-"""The method whose replies these are."""
+WRITE_METHOD = "/blockferry.v1.Agent/WriteBlocks"
+"""The methods whose replies, and whose requests, these are."""
 
 LARGE_MESSAGES = (
     ("grpc.http2.max_frame_size", 4 * MiB),
@@ -46,12 +47,17 @@ def encode(reply: Block | Summary) -> bytes:
     """Return the ReadBlocksReply for a block or for the summary."""
     if isinstance(reply, Summary):
         return agent_pb2.ReadBlocksReply(summary=_summary(reply)).SerializeToString()
+    return encode_block(reply)
+
+
+def encode_block(block: Block) -> bytes:
+    """Return the ReadBlocksReply for a block, which is also the WriteBlocksRequest for it."""
     head = agent_pb2.Block(
-        kind=_KINDS[reply.kind], start=reply.start, length=reply.length, xxh3=reply.digest
+        kind=_KINDS[block.kind], start=block.start, length=block.length, xxh3=block.digest
     ).SerializeToString()
-    if reply.data:
-        head += _DATA_TAGS[reply.compressed] + _varint(len(reply.data))
-    return b"".join((_BLOCK_TAG, _varint(len(head) + len(reply.data)), head, reply.data))
+    if block.data:
+        head += _DATA_TAGS[block.compressed] + _varint(len(block.data))
+    return b"".join((_BLOCK_TAG, _varint(len(head) + len(block.data)), head, block.data))
 
 
 def decode(message: bytes) -> Block | Summary:
@@ -68,6 +74,25 @@ def decode(message: bytes) -> Block | Summary:
         return _block(agent_pb2.Block.FromString(head), compressed, data)
     except (DecodeError, IndexError, KeyError):
         raise errors.ProtocolError("The agent sent a message that is none.", "Deploy the agent again.") from None
+
+
+def decode_request(message: bytes) -> Block | agent_pb2.WriteBlocksRequest:
+    """
+    Return what is in a WriteBlocksRequest: its block, whose data is a view of `message`, or what else it is.
+
+    Raises InvalidRequest for a message that is none.
+    """
+    try:
+        split = _split(message)
+        if split is not None:
+            head, compressed, data = split
+            return _block(agent_pb2.Block.FromString(head), compressed, data)
+        request = agent_pb2.WriteBlocksRequest.FromString(message)
+        if request.WhichOneof("request") != "block":
+            return request
+        return _block(request.block, bool(request.block.zstd), request.block.zstd or request.block.data)
+    except (DecodeError, IndexError, KeyError):
+        raise errors.InvalidRequest("The controller sent a message that is none.") from None
 
 
 def _split(message: bytes) -> tuple[bytes, bool, memoryview] | None:

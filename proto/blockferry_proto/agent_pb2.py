@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62lockferry_proto/agent.proto\x12\rblockferry.v1\"0\n\x06Ticket\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xd5\x01\n\rDescribeReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x16\n\x0epython_version\x18\x03 \x01(\t\x12\x11\n\thost_name\x18\x04 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x63tive_reads\x18\x06 \x01(\r\x12\x16\n\x0eresident_bytes\x18\x07 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x08 \x01(\x01\x12\x1b\n\x13imageio_cpu_seconds\x18\t \x01(\x01\"<\n\x13\x44\x65scribeDiskRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\"=\n\x11\x44\x65scribeDiskReply\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x14\n\x0c\x64irty_bitmap\x18\x02 \x01(\x08\"o\n\x12ListExtentsRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x0bincremental\x18\x04 \x01(\x08\":\n\x10ListExtentsReply\x12&\n\x07\x65xtents\x18\x01 \x03(\x0b\x32\x15.blockferry.v1.Extent\"D\n\x06\x45xtent\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\r\n\x05\x64irty\x18\x03 \x01(\x08\x12\x0c\n\x04zero\x18\x04 \x01(\x08\"\xf1\x01\n\x11ReadBlocksRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x0bincremental\x18\x04 \x01(\x08\x12\x14\n\x0cwindow_bytes\x18\x05 \x01(\r\x12\x15\n\rwhole_windows\x18\x06 \x03(\x04\x12(\n\x05known\x18\x07 \x03(\x0b\x32\x19.blockferry.v1.KnownBlock\x12\x10\n\x08\x63ompress\x18\x08 \x01(\x08\x12\x18\n\x10\x62ytes_per_second\x18\t \x01(\x04\"9\n\nKnownBlock\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0c\n\x04xxh3\x18\x03 \x01(\x0c\"l\n\x0fReadBlocksReply\x12%\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.blockferry.v1.BlockH\x00\x12)\n\x07summary\x18\x02 \x01(\x0b\x32\x16.blockferry.v1.SummaryH\x00\x42\x07\n\x05reply\"\xc4\x01\n\x05\x42lock\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.blockferry.v1.Block.Kind\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0c\n\x04xxh3\x18\x04 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04zstd\x18\x06 \x01(\x0c\"I\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_DATA\x10\x01\x12\r\n\tKIND_ZERO\x10\x02\x12\r\n\tKIND_SAME\x10\x03\"p\n\x07Summary\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\x13\n\x0b\x64irty_bytes\x18\x02 \x01(\x04\x12\x12\n\nread_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fstalled_seconds\x18\x05 \x01(\x01\"N\n\x11OpenSocketRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12\x12\n\nclear_text\x18\x02 \x01(\x08\"D\n\x0fOpenSocketReply\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\r2\x9e\x03\n\x05\x41gent\x12H\n\x08\x44\x65scribe\x12\x1e.blockferry.v1.DescribeRequest\x1a\x1c.blockferry.v1.DescribeReply\x12T\n\x0c\x44\x65scribeDisk\x12\".blockferry.v1.DescribeDiskRequest\x1a .blockferry.v1.DescribeDiskReply\x12S\n\x0bListExtents\x12!.blockferry.v1.ListExtentsRequest\x1a\x1f.blockferry.v1.ListExtentsReply0\x01\x12P\n\nReadBlocks\x12 .blockferry.v1.ReadBlocksRequest\x1a\x1e.blockferry.v1.ReadBlocksReply0\x01\x12N\n\nOpenSocket\x12 .blockferry.v1.OpenSocketRequest\x1a\x1e.blockferry.v1.OpenSocketReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62lockferry_proto/agent.proto\x12\rblockferry.v1\"0\n\x06Ticket\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xa1\x02\n\rDescribeReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x16\n\x0epython_version\x18\x03 \x01(\t\x12\x11\n\thost_name\x18\x04 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x63tive_reads\x18\x06 \x01(\r\x12\x16\n\x0eresident_bytes\x18\x07 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x08 \x01(\x01\x12\x1b\n\x13imageio_cpu_seconds\x18\t \x01(\x01\x12\x0c\n\x04load\x18\n \x01(\x01\x12\r\n\x05\x63ores\x18\x0b \x01(\r\x12\x1b\n\x13\x63\x65rtificate_expires\x18\x0c \x01(\x03\x12\x10\n\x08stopping\x18\r \x01(\x08\"<\n\x13\x44\x65scribeDiskRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\"O\n\x11\x44\x65scribeDiskReply\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x14\n\x0c\x64irty_bitmap\x18\x02 \x01(\x08\x12\x10\n\x08writable\x18\x03 \x01(\x08\"o\n\x12ListExtentsRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x0bincremental\x18\x04 \x01(\x08\":\n\x10ListExtentsReply\x12&\n\x07\x65xtents\x18\x01 \x03(\x0b\x32\x15.blockferry.v1.Extent\"D\n\x06\x45xtent\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\r\n\x05\x64irty\x18\x03 \x01(\x08\x12\x0c\n\x04zero\x18\x04 \x01(\x08\"\xf1\x01\n\x11ReadBlocksRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x0bincremental\x18\x04 \x01(\x08\x12\x14\n\x0cwindow_bytes\x18\x05 \x01(\r\x12\x15\n\rwhole_windows\x18\x06 \x03(\x04\x12(\n\x05known\x18\x07 \x03(\x0b\x32\x19.blockferry.v1.KnownBlock\x12\x10\n\x08\x63ompress\x18\x08 \x01(\x08\x12\x18\n\x10\x62ytes_per_second\x18\t \x01(\x04\"9\n\nKnownBlock\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0c\n\x04xxh3\x18\x03 \x01(\x0c\"l\n\x0fReadBlocksReply\x12%\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.blockferry.v1.BlockH\x00\x12)\n\x07summary\x18\x02 \x01(\x0b\x32\x16.blockferry.v1.SummaryH\x00\x42\x07\n\x05reply\"\xc4\x01\n\x05\x42lock\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.blockferry.v1.Block.Kind\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0c\n\x04xxh3\x18\x04 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04zstd\x18\x06 \x01(\x0c\"I\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_DATA\x10\x01\x12\r\n\tKIND_ZERO\x10\x02\x12\r\n\tKIND_SAME\x10\x03\"p\n\x07Summary\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\x13\n\x0b\x64irty_bytes\x18\x02 \x01(\x04\x12\x12\n\nread_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fstalled_seconds\x18\x05 \x01(\x01\"\x9c\x01\n\x12WriteBlocksRequest\x12%\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.blockferry.v1.BlockH\x00\x12,\n\x06target\x18\x02 \x01(\x0b\x32\x1a.blockferry.v1.WriteTargetH\x00\x12&\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x17.blockferry.v1.WriteEndH\x00\x42\t\n\x07request\"J\n\x0bWriteTarget\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12\x14\n\x0cwindow_bytes\x18\x02 \x01(\r\"\x1a\n\x08WriteEnd\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"_\n\x10WriteBlocksReply\x12\x12\n\x08position\x18\x01 \x01(\x04H\x00\x12.\n\x07summary\x18\x02 \x01(\x0b\x32\x1b.blockferry.v1.WriteSummaryH\x00\x42\x07\n\x05reply\"I\n\x0cWriteSummary\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\x15\n\rwritten_bytes\x18\x02 \x01(\x04\x12\x12\n\nzero_bytes\x18\x03 \x01(\x04\"k\n\x14\x43ompareBlocksRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12,\n\x06ranges\x18\x02 \x03(\x0b\x32\x1c.blockferry.v1.ExpectedRange\"<\n\rExpectedRange\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x0c\n\x04xxh3\x18\x03 \x01(\x0c\"\x82\x01\n\x12\x43ompareBlocksReply\x12\x31\n\x0b\x64ifferences\x18\x01 \x01(\x0b\x32\x1a.blockferry.v1.DifferencesH\x00\x12\x30\n\x07summary\x18\x02 \x01(\x0b\x32\x1d.blockferry.v1.CompareSummaryH\x00\x42\x07\n\x05reply\"=\n\x0b\x44ifferences\x12.\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x19.blockferry.v1.Difference\"9\n\nDifference\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x0c\n\x04zero\x18\x03 \x01(\x08\"<\n\x0e\x43ompareSummary\x12\x16\n\x0e\x63ompared_bytes\x18\x01 \x01(\x04\x12\x12\n\nread_bytes\x18\x02 \x01(\x04\"N\n\x11OpenSocketRequest\x12%\n\x06ticket\x18\x01 \x01(\x0b\x32\x15.blockferry.v1.Ticket\x12\x12\n\nclear_text\x18\x02 \x01(\x08\"D\n\x0fOpenSocketReply\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\r2\xd0\x04\n\x05\x41gent\x12H\n\x08\x44\x65scribe\x12\x1e.blockferry.v1.DescribeRequest\x1a\x1c.blockferry.v1.DescribeReply\x12T\n\x0c\x44\x65scribeDisk\x12\".blockferry.v1.DescribeDiskRequest\x1a .blockferry.v1.DescribeDiskReply\x12S\n\x0bListExtents\x12!.blockferry.v1.ListExtentsRequest\x1a\x1f.blockferry.v1.ListExtentsReply0\x01\x12P\n\nReadBlocks\x12 .blockferry.v1.ReadBlocksRequest\x1a\x1e.blockferry.v1.ReadBlocksReply0\x01\x12U\n\x0bWriteBlocks\x12!.blockferry.v1.WriteBlocksRequest\x1a\x1f.blockferry.v1.WriteBlocksReply(\x01\x30\x01\x12Y\n\rCompareBlocks\x12#.blockferry.v1.CompareBlocksRequest\x1a!.blockferry.v1.CompareBlocksReply0\x01\x12N\n\nOpenSocket\x12 .blockferry.v1.OpenSocketRequest\x1a\x1e.blockferry.v1.OpenSocketReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,55 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=97
   _globals['_DESCRIBEREQUEST']._serialized_end=114
   _globals['_DESCRIBEREPLY']._serialized_start=117
-  _globals['_DESCRIBEREPLY']._serialized_end=330
-  _globals['_DESCRIBEDISKREQUEST']._serialized_start=332
-  _globals['_DESCRIBEDISKREQUEST']._serialized_end=392
-  _globals['_DESCRIBEDISKREPLY']._serialized_start=394
-  _globals['_DESCRIBEDISKREPLY']._serialized_end=455
-  _globals['_LISTEXTENTSREQUEST']._serialized_start=457
-  _globals['_LISTEXTENTSREQUEST']._serialized_end=568
-  _globals['_LISTEXTENTSREPLY']._serialized_start=570
-  _globals['_LISTEXTENTSREPLY']._serialized_end=628
-  _globals['_EXTENT']._serialized_start=630
-  _globals['_EXTENT']._serialized_end=698
-  _globals['_READBLOCKSREQUEST']._serialized_start=701
-  _globals['_READBLOCKSREQUEST']._serialized_end=942
-  _globals['_KNOWNBLOCK']._serialized_start=944
-  _globals['_KNOWNBLOCK']._serialized_end=1001
-  _globals['_READBLOCKSREPLY']._serialized_start=1003
-  _globals['_READBLOCKSREPLY']._serialized_end=1111
-  _globals['_BLOCK']._serialized_start=1114
-  _globals['_BLOCK']._serialized_end=1310
-  _globals['_BLOCK_KIND']._serialized_start=1237
-  _globals['_BLOCK_KIND']._serialized_end=1310
-  _globals['_SUMMARY']._serialized_start=1312
-  _globals['_SUMMARY']._serialized_end=1424
-  _globals['_OPENSOCKETREQUEST']._serialized_start=1426
-  _globals['_OPENSOCKETREQUEST']._serialized_end=1504
-  _globals['_OPENSOCKETREPLY']._serialized_start=1506
-  _globals['_OPENSOCKETREPLY']._serialized_end=1574
-  _globals['_AGENT']._serialized_start=1577
-  _globals['_AGENT']._serialized_end=1991
+  _globals['_DESCRIBEREPLY']._serialized_end=406
+  _globals['_DESCRIBEDISKREQUEST']._serialized_start=408
+  _globals['_DESCRIBEDISKREQUEST']._serialized_end=468
+  _globals['_DESCRIBEDISKREPLY']._serialized_start=470
+  _globals['_DESCRIBEDISKREPLY']._serialized_end=549
+  _globals['_LISTEXTENTSREQUEST']._serialized_start=551
+  _globals['_LISTEXTENTSREQUEST']._serialized_end=662
+  _globals['_LISTEXTENTSREPLY']._serialized_start=664
+  _globals['_LISTEXTENTSREPLY']._serialized_end=722
+  _globals['_EXTENT']._serialized_start=724
+  _globals['_EXTENT']._serialized_end=792
+  _globals['_READBLOCKSREQUEST']._serialized_start=795
+  _globals['_READBLOCKSREQUEST']._serialized_end=1036
+  _globals['_KNOWNBLOCK']._serialized_start=1038
+  _globals['_KNOWNBLOCK']._serialized_end=1095
+  _globals['_READBLOCKSREPLY']._serialized_start=1097
+  _globals['_READBLOCKSREPLY']._serialized_end=1205
+  _globals['_BLOCK']._serialized_start=1208
+  _globals['_BLOCK']._serialized_end=1404
+  _globals['_BLOCK_KIND']._serialized_start=1331
+  _globals['_BLOCK_KIND']._serialized_end=1404
+  _globals['_SUMMARY']._serialized_start=1406
+  _globals['_SUMMARY']._serialized_end=1518
+  _globals['_WRITEBLOCKSREQUEST']._serialized_start=1521
+  _globals['_WRITEBLOCKSREQUEST']._serialized_end=1677
+  _globals['_WRITETARGET']._serialized_start=1679
+  _globals['_WRITETARGET']._serialized_end=1753
+  _globals['_WRITEEND']._serialized_start=1755
+  _globals['_WRITEEND']._serialized_end=1781
+  _globals['_WRITEBLOCKSREPLY']._serialized_start=1783
+  _globals['_WRITEBLOCKSREPLY']._serialized_end=1878
+  _globals['_WRITESUMMARY']._serialized_start=1880
+  _globals['_WRITESUMMARY']._serialized_end=1953
+  _globals['_COMPAREBLOCKSREQUEST']._serialized_start=1955
+  _globals['_COMPAREBLOCKSREQUEST']._serialized_end=2062
+  _globals['_EXPECTEDRANGE']._serialized_start=2064
+  _globals['_EXPECTEDRANGE']._serialized_end=2124
+  _globals['_COMPAREBLOCKSREPLY']._serialized_start=2127
+  _globals['_COMPAREBLOCKSREPLY']._serialized_end=2257
+  _globals['_DIFFERENCES']._serialized_start=2259
+  _globals['_DIFFERENCES']._serialized_end=2320
+  _globals['_DIFFERENCE']._serialized_start=2322
+  _globals['_DIFFERENCE']._serialized_end=2379
+  _globals['_COMPARESUMMARY']._serialized_start=2381
+  _globals['_COMPARESUMMARY']._serialized_end=2441
+  _globals['_OPENSOCKETREQUEST']._serialized_start=2443
+  _globals['_OPENSOCKETREQUEST']._serialized_end=2521
+  _globals['_OPENSOCKETREPLY']._serialized_start=2523
+  _globals['_OPENSOCKETREPLY']._serialized_end=2591
+  _globals['_AGENT']._serialized_start=2594
+  _globals['_AGENT']._serialized_end=3186
 # @@protoc_insertion_point(module_scope)

@@ -20,7 +20,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("version", "protocol", "python_version", "host_name", "uptime_seconds", "active_reads", "resident_bytes", "cpu_seconds", "imageio_cpu_seconds")
+    __slots__ = ("version", "protocol", "python_version", "host_name", "uptime_seconds", "active_reads", "resident_bytes", "cpu_seconds", "imageio_cpu_seconds", "load", "cores", "certificate_expires", "stopping")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,10 @@ class DescribeReply(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IMAGEIO_CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: int
     python_version: str
@@ -39,7 +43,11 @@ class DescribeReply(_message.Message):
     resident_bytes: int
     cpu_seconds: float
     imageio_cpu_seconds: float
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., python_version: _Optional[str] = ..., host_name: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., active_reads: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., imageio_cpu_seconds: _Optional[float] = ...) -> None: ...
+    load: float
+    cores: int
+    certificate_expires: int
+    stopping: bool
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., python_version: _Optional[str] = ..., host_name: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., active_reads: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., imageio_cpu_seconds: _Optional[float] = ..., load: _Optional[float] = ..., cores: _Optional[int] = ..., certificate_expires: _Optional[int] = ..., stopping: bool = ...) -> None: ...
 
 class DescribeDiskRequest(_message.Message):
     __slots__ = ("ticket",)
@@ -48,12 +56,14 @@ class DescribeDiskRequest(_message.Message):
     def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ...) -> None: ...
 
 class DescribeDiskReply(_message.Message):
-    __slots__ = ("size_bytes", "dirty_bitmap")
+    __slots__ = ("size_bytes", "dirty_bitmap", "writable")
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     DIRTY_BITMAP_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
     size_bytes: int
     dirty_bitmap: bool
-    def __init__(self, size_bytes: _Optional[int] = ..., dirty_bitmap: bool = ...) -> None: ...
+    writable: bool
+    def __init__(self, size_bytes: _Optional[int] = ..., dirty_bitmap: bool = ..., writable: bool = ...) -> None: ...
 
 class ListExtentsRequest(_message.Message):
     __slots__ = ("ticket", "start", "length", "incremental")
@@ -164,6 +174,98 @@ class Summary(_message.Message):
     moved_bytes: int
     stalled_seconds: float
     def __init__(self, blocks: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., stalled_seconds: _Optional[float] = ...) -> None: ...
+
+class WriteBlocksRequest(_message.Message):
+    __slots__ = ("block", "target", "end")
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    block: Block
+    target: WriteTarget
+    end: WriteEnd
+    def __init__(self, block: _Optional[_Union[Block, _Mapping]] = ..., target: _Optional[_Union[WriteTarget, _Mapping]] = ..., end: _Optional[_Union[WriteEnd, _Mapping]] = ...) -> None: ...
+
+class WriteTarget(_message.Message):
+    __slots__ = ("ticket", "window_bytes")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ticket: Ticket
+    window_bytes: int
+    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ..., window_bytes: _Optional[int] = ...) -> None: ...
+
+class WriteEnd(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    def __init__(self, blocks: _Optional[int] = ...) -> None: ...
+
+class WriteBlocksReply(_message.Message):
+    __slots__ = ("position", "summary")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    summary: WriteSummary
+    def __init__(self, position: _Optional[int] = ..., summary: _Optional[_Union[WriteSummary, _Mapping]] = ...) -> None: ...
+
+class WriteSummary(_message.Message):
+    __slots__ = ("blocks", "written_bytes", "zero_bytes")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ZERO_BYTES_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    written_bytes: int
+    zero_bytes: int
+    def __init__(self, blocks: _Optional[int] = ..., written_bytes: _Optional[int] = ..., zero_bytes: _Optional[int] = ...) -> None: ...
+
+class CompareBlocksRequest(_message.Message):
+    __slots__ = ("ticket", "ranges")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    ticket: Ticket
+    ranges: _containers.RepeatedCompositeFieldContainer[ExpectedRange]
+    def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[ExpectedRange, _Mapping]]] = ...) -> None: ...
+
+class ExpectedRange(_message.Message):
+    __slots__ = ("start", "length", "xxh3")
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    XXH3_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    length: int
+    xxh3: bytes
+    def __init__(self, start: _Optional[int] = ..., length: _Optional[int] = ..., xxh3: _Optional[bytes] = ...) -> None: ...
+
+class CompareBlocksReply(_message.Message):
+    __slots__ = ("differences", "summary")
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    differences: Differences
+    summary: CompareSummary
+    def __init__(self, differences: _Optional[_Union[Differences, _Mapping]] = ..., summary: _Optional[_Union[CompareSummary, _Mapping]] = ...) -> None: ...
+
+class Differences(_message.Message):
+    __slots__ = ("differences",)
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    differences: _containers.RepeatedCompositeFieldContainer[Difference]
+    def __init__(self, differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ...) -> None: ...
+
+class Difference(_message.Message):
+    __slots__ = ("start", "length", "zero")
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ZERO_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    length: int
+    zero: bool
+    def __init__(self, start: _Optional[int] = ..., length: _Optional[int] = ..., zero: bool = ...) -> None: ...
+
+class CompareSummary(_message.Message):
+    __slots__ = ("compared_bytes", "read_bytes")
+    COMPARED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    compared_bytes: int
+    read_bytes: int
+    def __init__(self, compared_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ...) -> None: ...
 
 class OpenSocketRequest(_message.Message):
     __slots__ = ("ticket", "clear_text")

@@ -54,6 +54,16 @@ class AgentStub(object):
                 request_serializer=blockferry__proto_dot_agent__pb2.ReadBlocksRequest.SerializeToString,
                 response_deserializer=blockferry__proto_dot_agent__pb2.ReadBlocksReply.FromString,
                 _registered_method=True)
+        self.WriteBlocks = channel.stream_stream(
+                '/blockferry.v1.Agent/WriteBlocks',
+                request_serializer=blockferry__proto_dot_agent__pb2.WriteBlocksRequest.SerializeToString,
+                response_deserializer=blockferry__proto_dot_agent__pb2.WriteBlocksReply.FromString,
+                _registered_method=True)
+        self.CompareBlocks = channel.unary_stream(
+                '/blockferry.v1.Agent/CompareBlocks',
+                request_serializer=blockferry__proto_dot_agent__pb2.CompareBlocksRequest.SerializeToString,
+                response_deserializer=blockferry__proto_dot_agent__pb2.CompareBlocksReply.FromString,
+                _registered_method=True)
         self.OpenSocket = channel.unary_unary(
                 '/blockferry.v1.Agent/OpenSocket',
                 request_serializer=blockferry__proto_dot_agent__pb2.OpenSocketRequest.SerializeToString,
@@ -94,6 +104,24 @@ class AgentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteBlocks(self, request_iterator, context):
+        """Write blocks to a disk, in disk order: one WriteTarget, any number of Blocks, one WriteEnd. A block's content is
+        checked before anything of it is written. Resumable: call again with the blocks behind the last position received,
+        also if there are none. The stream of replies ends with one WriteSummary, after all was flushed; without it nothing
+        is sure to be on the storage, whatever the status says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareBlocks(self, request, context):
+        """Say where a disk does not hold what it should: ranges are read and hashed on the host, in disk order, and only
+        those that differ are named. The stream ends with one CompareSummary; without it, it is broken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OpenSocket(self, request, context):
         """Open a TCP port for one client, who reads the blocks of one ticket's disk over it without gRPC (the `netcat`
         transport; blockferry_agent/frames.py says what goes over the socket). The port closes when the client has come, or
@@ -125,6 +153,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ReadBlocks,
                     request_deserializer=blockferry__proto_dot_agent__pb2.ReadBlocksRequest.FromString,
                     response_serializer=blockferry__proto_dot_agent__pb2.ReadBlocksReply.SerializeToString,
+            ),
+            'WriteBlocks': grpc.stream_stream_rpc_method_handler(
+                    servicer.WriteBlocks,
+                    request_deserializer=blockferry__proto_dot_agent__pb2.WriteBlocksRequest.FromString,
+                    response_serializer=blockferry__proto_dot_agent__pb2.WriteBlocksReply.SerializeToString,
+            ),
+            'CompareBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.CompareBlocks,
+                    request_deserializer=blockferry__proto_dot_agent__pb2.CompareBlocksRequest.FromString,
+                    response_serializer=blockferry__proto_dot_agent__pb2.CompareBlocksReply.SerializeToString,
             ),
             'OpenSocket': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenSocket,
@@ -240,6 +278,60 @@ class Agent(object):
             '/blockferry.v1.Agent/ReadBlocks',
             blockferry__proto_dot_agent__pb2.ReadBlocksRequest.SerializeToString,
             blockferry__proto_dot_agent__pb2.ReadBlocksReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteBlocks(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/blockferry.v1.Agent/WriteBlocks',
+            blockferry__proto_dot_agent__pb2.WriteBlocksRequest.SerializeToString,
+            blockferry__proto_dot_agent__pb2.WriteBlocksReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/blockferry.v1.Agent/CompareBlocks',
+            blockferry__proto_dot_agent__pb2.CompareBlocksRequest.SerializeToString,
+            blockferry__proto_dot_agent__pb2.CompareBlocksReply.FromString,
             options,
             channel_credentials,
             insecure,

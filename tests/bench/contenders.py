@@ -22,7 +22,7 @@ from blockferry_agent.units import GiB, MiB
 from tests.bench.race import Contender, Unavailable
 from tests.bench.stage import Stage
 from tests.lab import processes
-from tests.unit import nbd_servers
+from tests.component import nbd_servers
 
 IMAGEIO = "Image I/O's client to a file"
 IMAGEIO_NULL = "Image I/O's client to null"

@@ -15,7 +15,7 @@ from blockferry_agent.nbd import Address
 from blockferry_agent.units import GiB, KiB, MiB
 from tests.bench import stage
 from tests.lab import processes
-from tests.unit import nbd_servers
+from tests.component import nbd_servers
 
 TiB = 1024 * GiB
 GRAIN = 64 * KiB

@@ -21,9 +21,9 @@ from blockferry_agent.nbd import Address
 from blockferry_agent.units import KiB, MiB
 from tests.bench.race import Unavailable
 from tests.lab import processes
-from tests.unit import nbd_servers
-from tests.unit.agent_host import Host
-from tests.unit.sshd import Sshd
+from tests.component import nbd_servers
+from tests.component.agent_host import Host
+from tests.component.sshd import Sshd
 
 _WORDS = [f"{number:x}".encode() * 3 for number in range(0, 4000, 7)]
 

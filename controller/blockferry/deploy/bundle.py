@@ -31,7 +31,7 @@ from blockferry.deploy import faults
 from blockferry.deploy.interpreter import Interpreter
 
 # typing_extensions is what grpcio needs; the others need nothing.
-REQUIREMENTS = ("grpcio", "protobuf", "xxhash", "zstandard", "typing_extensions")
+REQUIREMENTS = ("grpcio", "grpcio-health-checking", "protobuf", "xxhash", "zstandard", "typing_extensions")
 
 _MAIN = b"""\
 import runpy

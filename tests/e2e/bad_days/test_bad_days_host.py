@@ -19,7 +19,7 @@ from tests.e2e.bad_days.scene import DISKS, Scene
 from tests.e2e.bad_days.valve import Valve
 from tests.lab import processes
 from tests.lab.host import Host
-from tests.unit import nbd_servers
+from tests.component import nbd_servers
 
 pytestmark = pytest.mark.lab
 

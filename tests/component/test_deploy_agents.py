@@ -27,7 +27,7 @@ from blockferry.deploy import agents, bundle, directory, hostkey, interpreter, o
 from blockferry.transport import grpc_agent
 from blockferry.transport.ssh import TunnelledAgent
 from blockferry_agent.units import MiB
-from tests.unit.sshd import Sshd
+from tests.component.sshd import Sshd
 
 CACHE = Path.home() / ".cache" / "blockferry"
 PYTHON39 = Path("/root/.pyenv/versions/3.9.18/bin/python3")

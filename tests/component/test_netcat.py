@@ -33,8 +33,8 @@ from blockferry_agent.nbd import Address
 from blockferry_agent.units import MiB
 from blockferry_proto import agent_pb2, agent_pb2_grpc
 from tests.lab import processes
-from tests.unit import nbd_servers
-from tests.unit.agent_host import Host
+from tests.component import nbd_servers
+from tests.component.agent_host import Host
 
 SIZE = 8 * MiB
 PATIENCE = 10.0

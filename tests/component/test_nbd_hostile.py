@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from blockferry_agent import errors, nbd
 from blockferry_agent.source import Extent
 from blockferry_agent.units import KiB, MiB
-from tests.unit import nbd_servers as server
-from tests.unit.nbd_servers import ALLOCATION, ALLOCATION_ID, BITMAP, BITMAP_ID, GO, LIST, SET, STRUCTURED_REPLY
+from tests.component import nbd_servers as server
+from tests.component.nbd_servers import ALLOCATION, ALLOCATION_ID, BITMAP, BITMAP_ID, GO, LIST, SET, STRUCTURED_REPLY
 
 SIZE = 1 * MiB
 

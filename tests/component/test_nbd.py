@@ -17,8 +17,8 @@ from blockferry_agent import blocks, errors, nbd, reader
 from blockferry_agent.nbd import Address
 from blockferry_agent.source import Extent
 from blockferry_agent.units import KiB, MiB
-from tests.unit import nbd_servers
-from tests.unit.nbd_servers import GRAIN
+from tests.component import nbd_servers
+from tests.component.nbd_servers import GRAIN
 
 BITMAP = "c0ffee00-0000-4000-8000-000000000001"
 CONTEXT = f"qemu:dirty-bitmap:{BITMAP}"

@@ -26,9 +26,9 @@ from blockferry.transport.tunnel import Tunnel, Way
 from blockferry_agent.blocks import ReadRequest
 from blockferry_agent.units import MiB
 from tests.lab import processes
-from tests.unit import nbd_servers
-from tests.unit.agent_host import Host
-from tests.unit.sshd import Sshd
+from tests.component import nbd_servers
+from tests.component.agent_host import Host
+from tests.component.sshd import Sshd
 
 SIZE = 64 * MiB
 

@@ -75,7 +75,7 @@ class Host:
         loaded = config.load(self.configuration(**changes))
         started, stop = threading.Event(), threading.Event()
 
-        def wait() -> None:
+        def wait(_: object) -> None:
             started.set()
             stop.wait()
 

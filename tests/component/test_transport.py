@@ -27,9 +27,9 @@ from blockferry_agent.source import Extent
 from blockferry_agent.units import KiB, MiB
 from blockferry_proto import agent_pb2
 from tests.lab import processes
-from tests.unit import nbd_servers
-from tests.unit.agent_host import Host
-from tests.unit.sshd import Sshd
+from tests.component import nbd_servers
+from tests.component.agent_host import Host
+from tests.component.sshd import Sshd
 
 SIZE = 5 * MiB + 512
 WINDOW = 1 * MiB

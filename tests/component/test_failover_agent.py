@@ -26,9 +26,9 @@ from blockferry.transport.netcat import NetcatTransport
 from blockferry_agent.nbd import Address
 from blockferry_agent.units import KiB, MiB
 from tests.lab import processes
-from tests.unit import nbd_servers
+from tests.component import nbd_servers
 from tests.unit import repository_images as images
-from tests.unit.agent_host import Host
+from tests.component.agent_host import Host
 from tests.unit.repository_stores import MemoryStore
 
 WINDOW = 256 * KiB

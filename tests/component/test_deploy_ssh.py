@@ -12,7 +12,7 @@ import pytest
 
 from blockferry import errors
 from blockferry.deploy import hostkey, ssh
-from tests.unit.sshd import KEY_TYPES, Sshd
+from tests.component.sshd import KEY_TYPES, Sshd
 
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGB7h1hYvP4dZ7Y0pQDmkzC9QNpNQm6PZ6C9cO0o7p3M"
 

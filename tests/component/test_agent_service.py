@@ -26,8 +26,8 @@ from blockferry_agent.service import Service, serve
 from blockferry_agent.throttle import Throttle
 from blockferry_agent.units import KiB, MiB
 from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
-from tests.unit import nbd_servers
-from tests.unit.agent_host import Host
+from tests.component import nbd_servers
+from tests.component.agent_host import Host
 
 Stub = agent_pb2_grpc.AgentStub
 Block = agent_pb2.Block

@@ -1,0 +1,1 @@
+"""Single files out of a disk, without mounting it."""

@@ -1,0 +1,1 @@
+"""A recovery point served over NBD."""
