@@ -163,6 +163,10 @@ def checkpoints(session: Session, vm: Vm) -> list[Checkpoint]:
     ]
 
 
+_GONE = "doesn't exist"
+"""How the engine's refusal to remove a checkpoint ends when it has none (any more): ovirt-facts, "Delete"."""
+
+
 def delete_checkpoint(session: Session, vm: Vm, checkpoint_id: str) -> None:
     """
     Remove a checkpoint and its bitmaps; wait until it is gone. One that is not there is fine.
@@ -189,6 +193,11 @@ def delete_checkpoint(session: Session, vm: Vm, checkpoint_id: str) -> None:
         except (faults.Occupied, errors.EngineUnreachable, errors.NotFound) as error:
             # The removal that an earlier round started is under way, something else locks the VM, or it is done.
             last: errors.Error | None = error
+        except faults.Refused as error:
+            # It may have gone between the list and the request.
+            if not error.detail.endswith(_GONE):
+                raise
+            last = error
         else:
             last = None
     raise last or errors.EngineError(
