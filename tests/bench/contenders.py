@@ -21,8 +21,8 @@ from blockferry_agent.blocks import Kind, ReadRequest
 from blockferry_agent.units import GiB, MiB
 from tests.bench.race import Contender, Unavailable
 from tests.bench.stage import Stage
-from tests.lab import processes
 from tests.component import nbd_servers
+from tests.lab import processes
 
 IMAGEIO = "Image I/O's client to a file"
 IMAGEIO_NULL = "Image I/O's client to null"
@@ -50,6 +50,22 @@ def all_of(stage: Stage) -> list[Contender]:
         Contender("ours: grpc", lambda: _ours(stage, "grpc"), 2.5, IMAGEIO_NULL),
         Contender("ours: ssh", lambda: _ours(stage, "ssh"), 1.0, IMAGEIO_NULL),
         Contender("ours: imageio", lambda: _ours(stage, "imageio")),
+    ]
+
+
+def incremental(stage: Stage, dirty: int) -> list[Contender]:
+    """Return those that read what has changed, `dirty` bytes, of a disk whose export has a bitmap."""
+    return [
+        *(
+            Contender(
+                f"{IMAGEIO_NULL}, {workers} workers", lambda workers=workers: _imageio_client(stage, workers, True)
+            )
+            for workers in (1, 4)
+        ),
+        *(
+            Contender(f"ours: {name}", lambda name=name: _ours(stage, name, dirty), 1.0, IMAGEIO_NULL)
+            for name in ("netcat", "grpc")
+        ),
     ]
 
 
@@ -148,7 +164,7 @@ def _download(stage: Stage, workers: int) -> float:
     return took[0]
 
 
-def _imageio_client(stage: Stage, workers: int) -> float:
+def _imageio_client(stage: Stage, workers: int, incremental: bool = False) -> float:
     with (
         _as_from_elsewhere(),
         _timed() as took,
@@ -156,7 +172,7 @@ def _imageio_client(stage: Stage, workers: int) -> float:
     ):
         if source.max_readers < workers:
             raise Unavailable(f"Image I/O allows {source.max_readers} readers")
-        imageio_io.copy(source, _Null(), max_workers=workers, zero=False, hole=False)
+        imageio_io.copy(source, _Null(), dirty=incremental, max_workers=workers, zero=False, hole=False)
     return took[0]
 
 
@@ -179,17 +195,24 @@ def _read_and_hash(stage: Stage) -> float:
     return took[0]
 
 
-def _ours(stage: Stage, name: str) -> float:
-    """Read through one of our transports, and check every block as a repository would."""
+def _ours(stage: Stage, name: str, dirty: int = 0) -> float:
+    """
+    Read through one of our transports, and check every block as a repository would.
+
+    dirty: bytes that have changed, of an incremental reading; 0 to read all.
+    """
+    moved = 0
     with _as_from_elsewhere(), contextlib.closing(stage.transport(name).open(stage.target)) as disk, _timed() as took:
-        for start in range(0, stage.size, GiB):
-            with contextlib.closing(disk.read(ReadRequest(start, min(GiB, stage.size - start), False, MiB))) as reading:
-                covered = start
+        covered = 0
+        for start in range(0, stage.size, step := 64 * GiB if dirty else GiB):
+            request = ReadRequest(start, min(step, stage.size - start), bool(dirty), MiB)
+            with contextlib.closing(disk.read(request)) as reading:
                 for block in reading:
-                    assert block.start == covered
+                    assert dirty or block.start == covered
                     covered = block.end
+                    moved += block.length if block.kind is Kind.DATA else 0
                     assert block.kind is not Kind.DATA or xxhash.xxh3_128_digest(block.data) == block.digest
-    assert covered == stage.size
+    assert moved == dirty if dirty else covered == stage.size
     return took[0]
 
 

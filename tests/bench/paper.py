@@ -1,12 +1,47 @@
-"""The Markdown table: what ran, how fast, beside whom, and what could not."""
+"""The report: Markdown tables of what ran, how fast, beside whom, and what could not; and every round's seconds as JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from blockferry_agent.units import GiB
+from blockferry_agent.units import GiB, MiB
 from tests.bench import race
 from tests.bench.race import Result
+
+AGENT_MEMORY = 150 * MiB
+"""What the agent may have resident."""
+
+
+class Report:
+    """Sections in the order in which they came, and what memory was seen."""
+
+    def __init__(self, preface: str) -> None:
+        self._sections = [preface]
+        self._memory: list[str] = []
+        self._seconds: dict[str, dict[str, Sequence[float]]] = {}
+
+    def race(self, title: str, results: Sequence[Result], size: int, remark: str = "") -> None:
+        """Add a table of what all did with `size` bytes."""
+        self.text(title, "\n\n".join(filter(None, (remark, table(results, size)))))
+        self._seconds[title] = {result.contender.name: result.seconds for result in results}
+
+    def text(self, title: str, text: str) -> None:
+        self._sections.append(f"## {title}\n\n{text}")
+
+    def memory(self, what: str, peak: int) -> None:
+        """Add the most memory that an agent had, in bytes, to the table at the end."""
+        holds = "holds" if peak <= AGENT_MEMORY else "missed"
+        self._memory.append(f"| {what} | {peak / MiB:.0f} | {AGENT_MEMORY / MiB:.0f}: {holds} |")
+
+    def save(self, path: Path) -> None:
+        sections = list(self._sections)
+        if self._memory:
+            sections.append("\n".join(["## Memory", "", "| | MiB at the peak | bar |", "|---|---|---|", *self._memory]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        path.with_suffix(".json").write_text(json.dumps(self._seconds, indent=1) + "\n", encoding="utf-8")
 
 
 def table(results: Sequence[Result], size: int) -> str:

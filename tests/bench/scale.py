@@ -9,69 +9,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from blockferry_agent import nbd, reader
-from blockferry_agent.blocks import ReadRequest
+from blockferry_agent import nbd
 from blockferry_agent.nbd import Address
-from blockferry_agent.units import GiB, KiB, MiB
+from blockferry_agent.units import GiB, KiB
 from tests.bench import stage
-from tests.lab import processes
+from tests.bench.stage import Stage
 from tests.component import nbd_servers
+from tests.lab import processes
 
 TiB = 1024 * GiB
 GRAIN = 64 * KiB
 
 
-class Finding(NamedTuple):
-    """One row: what was done, and figures as they stand in the table."""
-
-    what: str
-    seconds: float
-    figures: str
-
-
-def incremental(size: int = 1 * TiB, dirty: int = 1 * GiB) -> Finding:
-    """Read an incremental of a sparse disk whose changed grains lie all over it."""
+@contextlib.contextmanager
+def changed(size: int = 1 * TiB, dirty: int = 1 * GiB) -> Iterator[Stage]:
+    """Have a stage with a sparse disk, `dirty` bytes of which were changed in grains that lie all over it."""
     with tempfile.TemporaryDirectory(prefix="bfb", dir="/var/tmp") as place:
         directory = Path(place)
         image = nbd_servers.qcow2(directory / "huge.qcow2", size)
         nbd_servers.add_bitmap(image, "bench")
-        spacing = size // (dirty // GRAIN)
-        starts = range(0, size, spacing)
+        starts = range(0, size, size // (dirty // GRAIN))
         for batch in range(0, len(starts), 2000):
             nbd_servers.write(image, *(f"write -q {start} {GRAIN}" for start in starts[batch : batch + 2000]))
-        with stage.serving(directory, image, "--bitmap=bench", format="qcow2") as address:
-            began = time.monotonic()
-            moved = 0
-            with reader.read(
-                lambda: nbd.Connection(address, bitmap=True), ReadRequest(0, size, True, MiB), workers=4
-            ) as reading:
-                for _ in reading:
-                    pass
-                moved = reading.summary.moved
-            seconds = time.monotonic() - began
-    return Finding(
-        f"incremental of a sparse disk of {size // GiB} GiB, {dirty // MiB} MiB dirty in grains of 64 KiB",
-        seconds,
-        f"{moved / dirty:.2f} bytes moved per dirty byte, {dirty / MiB / seconds:.0f} MiB/s",
-    )
+        with (
+            stage.serving(directory, image, "--bitmap=bench", format="qcow2") as address,
+            stage.around(directory, image, size, address) as scene,
+        ):
+            yield scene
 
 
-def fragmented(size: int = 8 * TiB) -> Finding:
-    """List the extents of a disk in which data and holes alternate all along."""
+class Extents(NamedTuple):
+    """count: of extents.  seconds: to list them all.  grown: bytes of memory at the peak, more than before."""
+
+    count: int
+    seconds: float
+    grown: int
+
+
+def fragmented(size: int = 8 * TiB) -> Extents:
+    """List the extents of a disk whose every other 4 MiB is a hole."""
     with _fragments(size) as address:
         before = stage.resident_peak_of_self()
         began = time.monotonic()
-        count = 0
         with contextlib.closing(nbd.Connection(address)) as connection:
-            for _ in connection.extents(0, size, incremental=False):
-                count += 1
-        seconds = time.monotonic() - began
-        grown = stage.resident_peak_of_self() - before
-    return Finding(
-        f"extents of a fragmented disk of {size // TiB} TiB",
-        seconds,
-        f"{count} extents, {grown / MiB:.1f} MiB of memory more than before",
-    )
+            count = sum(1 for _ in connection.extents(0, size, incremental=False))
+        return Extents(count, time.monotonic() - began, stage.resident_peak_of_self() - before)
 
 
 @contextlib.contextmanager

@@ -20,10 +20,10 @@ from blockferry.transport.ssh import SshTransport
 from blockferry_agent.nbd import Address
 from blockferry_agent.units import KiB, MiB
 from tests.bench.race import Unavailable
-from tests.lab import processes
 from tests.component import nbd_servers
 from tests.component.agent_host import Host
 from tests.component.sshd import Sshd
+from tests.lab import processes
 
 _WORDS = [f"{number:x}".encode() * 3 for number in range(0, 4000, 7)]
 
@@ -61,18 +61,19 @@ DATA: dict[str, Callable[[Path, int], None]] = {
 
 class Stage:
     """
-    directory: of everything but the image.  image: raw.  address: of the NBD server.  size: bytes.
+    directory: of everything but the image.  image: of the disk.  address: of the NBD server.  size: of the disk, bytes.
     target: as the engine would describe the disk's transfer.  agent_pid: of our agent's process.
     """
 
-    def __init__(self, directory: Path, image: Path, address: Address, host: Host, sshd: Sshd) -> None:
+    def __init__(self, directory: Path, image: Path, size: int, address: Address, host: Host, sshd: Sshd) -> None:
         self.directory = directory
         self.image = image
         self.address = address
-        self.size = image.stat().st_size
+        self.size = size
         self.host = host
         self.sshd = sshd
-        ticket = host.ticket(address, self.size)
+        # "dirty": may be asked what has changed; only an export with a bitmap can answer.
+        ticket = host.ticket(address, self.size, dirty=True)
         self.imageio_url = f"https://127.0.0.1:{host.imageio.port}/images/{ticket.ticket_id}"
         self.ca_file = str(host.directory / "ca.pem")
         self.target = Target(
@@ -146,17 +147,19 @@ def up(kind: str, size: int) -> Iterator[Stage]:
     ):
         image = Path(images) / "disk.raw"
         DATA[kind](image, size)
-        directory = Path(place)
-        with (
-            serving(directory, image) as address,
-            host(directory) as running,
-            Sshd(directory / "sshd", ("ed25519",)) as sshd,
-        ):
-            stage = Stage(directory, image, address, running, sshd)
-            try:
-                yield stage
-            finally:
-                stage.agent.stop()
+        with serving(Path(place), image) as address, around(Path(place), image, size, address) as stage:
+            yield stage
+
+
+@contextlib.contextmanager
+def around(directory: Path, image: Path, size: int, address: Address) -> Iterator[Stage]:
+    """Have all that reads the disk that is served at `address`."""
+    with host(directory) as running, Sshd(directory / "sshd", ("ed25519",)) as sshd:
+        stage = Stage(directory, image, size, address, running, sshd)
+        try:
+            yield stage
+        finally:
+            stage.agent.stop()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
+from pathlib import Path
 
 from blockferry_agent.units import GiB, KiB, MiB
 from tests.bench import contenders, paper, race, scale, stage
@@ -62,5 +64,19 @@ def test_all_that_reads_a_disk_reads_all_of_it() -> None:
 
 
 def test_scale_checks_run_small() -> None:
-    assert "1.00 bytes moved per dirty byte" in scale.incremental(size=4 * GiB, dirty=512 * KiB).figures
-    assert "extents" in scale.fragmented(size=64 * MiB).figures
+    dirty = 512 * KiB
+    with scale.changed(size=4 * GiB, dirty=dirty) as scene:
+        results = race.run(contenders.incremental(scene, dirty), 1, lambda text: None)
+    assert all(found.seconds for found in results), [found.reason for found in results]
+    assert scale.fragmented(size=64 * MiB).count == 16
+
+
+def test_the_report_has_every_round(tmp_path: Path) -> None:
+    report = paper.Report("# Title")
+    report.race("A race", [result("ours", 1, 2)], GiB, "A remark.")
+    report.memory("the agent", 151 * MiB)
+    report.save(tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert "## A race\n\nA remark.\n\n| |" in text
+    assert "| the agent | 151 | 150: missed |" in text
+    assert json.loads((tmp_path / "report.json").read_text()) == {"A race": {"ours": [1, 2]}}
