@@ -22,6 +22,8 @@ Modules, leaves first:
     inventory   looking things up
     transfers   image transfers
     starting, ending, backups   a backup's life
+    disks       making, writing, attaching and removing disks
+    machines    making VMs from their configurations
     connection  the whole, for jobs
 
 The only package that imports ovirtsdk4. What it knows about engines comes from ovirt-engine's sources and the SDK's.
@@ -35,6 +37,8 @@ from blockferry.engine.model import Checkpoint as Checkpoint
 from blockferry.engine.model import Disk as Disk
 from blockferry.engine.model import Host as Host
 from blockferry.engine.model import JournalEntry as JournalEntry
+from blockferry.engine.model import NewDisk as NewDisk
+from blockferry.engine.model import StorageDomain as StorageDomain
 from blockferry.engine.model import Transfer as Transfer
 from blockferry.engine.model import Vm as Vm
 from blockferry.engine.polling import Deadlines as Deadlines

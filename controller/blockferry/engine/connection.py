@@ -6,11 +6,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from blockferry.engine import backups, faults, inventory, polling, starting, transfers
-from blockferry.engine.model import AskedMode, Checkpoint, Disk, Host, Journal, JournalEntry, Vm
+from blockferry.engine import backups, disks, events, faults, inventory, machines, polling, starting, transfers
+from blockferry.engine.model import (
+    AskedMode,
+    Checkpoint,
+    Disk,
+    Host,
+    Journal,
+    JournalEntry,
+    NewDisk,
+    StorageDomain,
+    Transfer,
+    Transferred,
+    Vm,
+)
 from blockferry.engine.session import Session
 
 log = logging.getLogger(__name__)
@@ -121,6 +134,69 @@ class Connection:
             if mode == "hybrid" and backup.mode != "hybrid":
                 log.warning("VM '%s': the engine made no hybrid backup but a %s one.", vm.name, backup.mode)
             yield backup
+
+    def storage_domains(self) -> list[StorageDomain]:
+        """Return the domains that hold disks, by their names."""
+        return disks.domains(self._session)
+
+    def make_disk(self, new: NewDisk) -> None:
+        """Make a floating disk, and wait until it can be written. Nothing of it stays when this raises."""
+        disks.make(self._session, new)
+
+    def remove_disk(self, disk_id: str) -> None:
+        """Remove a disk and wait until it is gone; one that is gone already is fine."""
+        disks.remove(self._session, disk_id)
+
+    def attach_disk(self, vm: Vm, disk_id: str, interface: str, bootable: bool) -> None:
+        """Attach a floating disk to a VM that is down."""
+        disks.attach(self._session, vm, disk_id, interface, bootable)
+
+    def writing(self, disk: Transferred, keep: bool, opened: Callable[[str], None]) -> AbstractContextManager[Transfer]:
+        """
+        Open the way to write a disk; leaving the block ends it, and waits until the engine has accepted the disk.
+
+        keep: after a failure, the disk stays with what was written until then; else the engine removes it, also one
+        that was there before.  opened: is called with the transfer's id as soon as there is one; end_writing needs it.
+
+        Raises Conflict when the disk belongs to a running VM, is locked or being transferred.
+        """
+        return disks.writing(self._session, disk, keep, opened)
+
+    def end_writing(self, transfer_id: str, disk: Transferred) -> None:
+        """End a transfer to a disk that a process that is gone left open; the disk stays. One that ended is fine."""
+        transfers.finalize_upload(self._session, transfer_id, disk, events.new_correlation_id())
+
+    def has_snapshots(self, vm: Vm) -> bool:
+        """Return whether the VM has snapshots, so that its disks have more than one layer."""
+        return machines.has_snapshots(self._session, vm)
+
+    def disk_exists(self, disk_id: str) -> bool:
+        """Return whether there is a disk of this id."""
+        return disks.exists(self._session, disk_id)
+
+    def find_cluster(self, name: str) -> str:
+        """Return the id of the cluster of this name or id. Raises NotFound, Ambiguous."""
+        return inventory.find_cluster(self._session, name)
+
+    def vm_exists(self, name: str) -> bool:
+        """Return whether there is a VM of this name or id."""
+        return inventory.exists(self._session, name)
+
+    def make_vm(self, ovf: str, name: str, cluster_id: str, keep_ids: bool) -> Vm:
+        """
+        Make a VM from a configuration; it gets those of its disks that are there and floating.
+
+        keep_ids: the VM's own id and those of its network interfaces, which must be free, are kept.
+        """
+        return machines.make(self._session, ovf, name, cluster_id, keep_ids)
+
+    def start_vm(self, vm: Vm) -> None:
+        """Start a VM. Does not wait until it runs."""
+        machines.start(self._session, vm)
+
+    def remove_vm(self, vm: Vm) -> None:
+        """Remove a VM; its disks stay, floating. One that is gone already is fine."""
+        machines.remove(self._session, vm)
 
     def abandon(
         self, vm_id: str, backup_id: str | None = None, transfer_ids: Iterable[str] = (), description: str = ""

@@ -53,6 +53,13 @@ def find_vm(session: Session, name: str) -> Vm:
     return found[0]
 
 
+def exists(session: Session, name: str) -> bool:
+    """Return whether there is a VM of this name or id."""
+    return bool(_vms_named(session, name)) or (
+        _UUID.fullmatch(name) is not None and _vm_by_id(session, name) is not None
+    )
+
+
 def vm_status(session: Session, vm: Vm) -> str:
     """Return the VM's status as it is now."""
     found = session.ask(f"read VM '{vm.name}'", lambda api: api.vms_service().vm_service(vm.id).get())
@@ -233,6 +240,19 @@ def find_host(session: Session, name: str) -> Host:
         f"The engine has no host '{name}' that this user may see.",
         f"Its hosts are: {known}." if known else "Only administrators see hosts: check the user's role.",
     )
+
+
+def find_cluster(session: Session, name: str) -> str:
+    """Return the id of the cluster of this name or id. Raises NotFound with the names of all, Ambiguous."""
+    clusters = session.call("list clusters", lambda api: api.clusters_service().list())
+    matches = [cluster for cluster in clusters if name in (cluster.id, cluster.name)]
+    if not matches:
+        known = ", ".join(sorted(cluster.name for cluster in clusters))
+        raise errors.NotFound(f"The engine has no cluster '{name}' that this user may see.", f"It has: {known}.")
+    if len(matches) > 1:
+        ids = ", ".join(cluster.id for cluster in matches)
+        raise errors.Ambiguous(f"There are {len(matches)} clusters called '{name}': {ids}.", "Give the id instead.")
+    return str(matches[0].id)
 
 
 def host_of(session: Session, host_id: str | None, transfer_url: str) -> Host:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 # How a backup is asked for, and how it ran: see "Which backup the engine makes" in the design.
 AskedMode = Literal["engine", "live", "hybrid"]
 Mode = Literal["live", "hybrid", "cold"]
+DiskFormat = Literal["cow", "raw"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +114,53 @@ class BackupDisk:
 
 
 @dataclasses.dataclass(frozen=True)
+class NewDisk:
+    """
+    A disk that is to be made. A qcow2 one has incremental backups enabled.
+
+    format: "cow" (qcow2) or "raw".  sparse: thin; else all of it is allocated.
+    id: ours to choose, so that it is found when the answer that would have held it is lost.
+    size: virtual size.  initial_size: what block storage reserves for its content; a thin volume is not extended
+    while it is written from outside a VM.
+    """
+
+    id: str
+    alias: str
+    size: int
+    initial_size: int
+    format: DiskFormat
+    sparse: bool
+    storage_domain_id: str
+    description: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StorageDomain:
+    """available: bytes that are free, as the engine last heard."""
+
+    id: str
+    name: str
+    type: str
+    available: int
+
+
+class Transferred(Protocol):
+    """A disk that a transfer reads or writes. size: virtual size."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def alias(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
 class Transfer:
     """
-    The right to read one disk of a backup.
+    The right to read one disk of a backup, or to write one disk.
 
     ticket_id: what Image I/O on `host` knows it by.  transfer_url: Image I/O on that host.  proxy_url: the same through
     the engine's proxy; None when there is none.  size: of the disk.

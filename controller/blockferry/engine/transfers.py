@@ -1,10 +1,13 @@
 """
-Image transfers of a backup's disks: from the request to a ticket that can be used, and to a sure end.
+Image transfers, of a backup's disks and to disks that are restored: from the request to a ticket that can be used, and
+to a sure end.
 
     initializing -> transferring -> finalizing_success -> finished_success          finalize
                          |-> cancelled_user -> finalizing_cleanup -> finished_…     cancel
-                         `-> cancelled_system -> finalizing_failure -> finished_failure
+                         |-> cancelled_system -> finalizing_failure -> finished_failure
+                         `-> paused_system -> finalizing_success                    uploads that nobody carries on
 
+An upload that is cancelled takes its disk with it, also one that was there before; one that is finalized leaves it.
 The engine answers 200 to actions on transfers that are unknown or at their end, so only phases tell what happened.
 """
 
@@ -19,7 +22,7 @@ from ovirtsdk4 import types
 
 from blockferry import errors
 from blockferry.engine import events, inventory, polling
-from blockferry.engine.model import BackupDisk, Transfer
+from blockferry.engine.model import Transfer, Transferred
 from blockferry.engine.session import Session
 
 log = logging.getLogger(__name__)
@@ -37,9 +40,9 @@ class Lost(errors.EngineError):
     """The engine gave the transfer up before its ticket could be used."""
 
 
-def request(session: Session, backup_id: str, disk: BackupDisk, correlation_id: str) -> str:
+def request(session: Session, backup_id: str, disk: Transferred, correlation_id: str) -> str:
     """
-    Ask for a transfer, return its id.
+    Ask for a transfer of a disk of a backup, return its id.
 
     When the answer is lost, the transfer is looked for: the engine allows one per disk, so it can only be ours.
     """
@@ -51,20 +54,32 @@ def request(session: Session, backup_id: str, disk: BackupDisk, correlation_id: 
         inactivity_timeout=INACTIVITY_TIMEOUT,
         timeout_policy=types.ImageTransferTimeoutPolicy.CANCEL,
     )
-    task = f"start a transfer of disk '{disk.alias}'"
+    return _request(session, transfer, disk, correlation_id)
 
-    def add(api: Any) -> Any:
-        return api.image_transfers_service().add(transfer, query={"correlation_id": correlation_id})
 
-    try:
-        return str(session.call(task, add).id)
-    except errors.EngineUnreachable:
-        found = open_transfers(session, [disk.id])
-        return found[0] if found else str(session.call(task, add).id)
+def request_upload(session: Session, disk: Transferred, correlation_id: str) -> str:
+    """
+    Ask for a transfer that writes a disk, return its id.
+
+    Raises Conflict when the disk belongs to a running VM, is locked, or is being transferred.
+    """
+    transfer = types.ImageTransfer(
+        disk=types.Disk(id=disk.id),
+        direction=types.ImageTransferDirection.UPLOAD,
+        format=types.DiskFormat.RAW,
+        inactivity_timeout=INACTIVITY_TIMEOUT,
+        # The other policy would remove the disk when nothing was heard for long.
+        timeout_policy=types.ImageTransferTimeoutPolicy.PAUSE,
+    )
+    return _request(session, transfer, disk, correlation_id)
 
 
 def wait_for_ticket(
-    session: Session, transfer_id: str, disk: BackupDisk, correlation_id: str, patience: polling.Patience
+    session: Session,
+    transfer_id: str,
+    disk: Transferred,
+    correlation_id: str,
+    patience: polling.Patience | None = None,
 ) -> Transfer:
     """
     Return the transfer as soon as its ticket can be used.
@@ -103,6 +118,21 @@ def finalize(session: Session, transfer_id: str) -> None:
         log.warning("Transfer %s was read to its end, then ended as %s.", transfer_id, phase)
 
 
+def finalize_upload(session: Session, transfer_id: str, disk: Transferred, correlation_id: str) -> None:
+    """
+    End a transfer that wrote a disk; wait until the engine has looked at the volume and called it good.
+
+    Raises EngineError when it has not: the engine removes the disk then.
+    """
+    phase = _end(session, transfer_id, lambda service: service.finalize())
+    if phase not in ("finished_success", "gone"):
+        raise errors.EngineError(
+            f"The engine did not accept what was written to disk '{disk.alias}' (phase {phase}), and removes a disk"
+            f" that it does not accept.{events.explanation(session, correlation_id)}",
+            "See the engine's events and, on the host, the log of vdsm.",
+        )
+
+
 def cancel(session: Session, transfer_id: str) -> None:
     """End a transfer that is of no use any more; wait until it has ended. One that is not there is fine."""
     _end(session, transfer_id, lambda service: service.cancel())
@@ -115,15 +145,32 @@ def open_transfers(session: Session, disk_ids: Collection[str]) -> list[str]:
     The engine does not say which backup a transfer belongs to; but it allows one transfer per disk, and a disk in a
     backup is transferred for that backup only.
     """
+    return _open(session, disk_ids, types.ImageTransferDirection.DOWNLOAD)
+
+
+def _open(session: Session, disk_ids: Collection[str], direction: types.ImageTransferDirection) -> list[str]:
     found = session.ask("list transfers", lambda api: api.image_transfers_service().list())
     return [
         transfer.id
         for transfer in found
         if transfer.image
         and transfer.image.id in disk_ids
-        and transfer.direction == types.ImageTransferDirection.DOWNLOAD
+        and transfer.direction == direction
         and _phase(transfer) not in _ENDED
     ]
+
+
+def _request(session: Session, transfer: types.ImageTransfer, disk: Transferred, correlation_id: str) -> str:
+    task = f"start a transfer of disk '{disk.alias}'"
+
+    def add(api: Any) -> Any:
+        return api.image_transfers_service().add(transfer, query={"correlation_id": correlation_id})
+
+    try:
+        return str(session.call(task, add).id)
+    except errors.EngineUnreachable:
+        found = _open(session, [disk.id], transfer.direction)
+        return found[0] if found else str(session.call(task, add).id)
 
 
 def _end(session: Session, transfer_id: str, act: Any) -> str:
@@ -162,7 +209,7 @@ def _phase(transfer: Any) -> str:
     return transfer.phase.value if transfer.phase is not None else "unknown"
 
 
-def _transfer(session: Session, found: Any, disk: BackupDisk) -> Transfer:
+def _transfer(session: Session, found: Any, disk: Transferred) -> Transfer:
     return Transfer(
         id=found.id,
         ticket_id=ticket_id(found.transfer_url),
