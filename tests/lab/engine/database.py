@@ -45,6 +45,11 @@ class Database:
         self.events: list[Event] = []
         self.jobs: dict[str, Job] = {}
 
+    @property
+    def spm(self) -> Host:
+        """The host that manages storage: where volumes are made, checked and removed."""
+        return next(iter(self.hosts.values()))
+
     def disks_of(self, vm: Vm) -> list[Disk]:
         return [self.disks[attachment.disk_id] for attachment in vm.attachments]
 

@@ -43,7 +43,7 @@ class Disks:
 
     def add(self, new: NewDisk, correlation_id: str) -> model.Disk:
         """Create a floating disk. It is locked until its volume is there."""
-        host = next(iter(self._db.hosts.values()))
+        host = self._db.spm
         with self._db.changed:
             self._check(new)
             disk_id = new.id or new_id()
@@ -116,7 +116,7 @@ class Disks:
             for vm, _ in self._db.owners_of(disk.id):
                 self._vms.detach(vm, disk.id)
             self._db.disks.pop(disk.id, None)
-        host = next(iter(self._db.hosts.values()))
+        host = self._db.spm
         for volume in disk.volumes:
             host.remove_volume(volume.path)
 

@@ -16,6 +16,11 @@ _MESSAGES = {
     45: ("normal", "Snapshot '{snapshot}' creation for VM '{vm}' was initiated by {user}."),
     68: ("normal", "Snapshot '{snapshot}' creation for VM '{vm}' has been completed."),
     117: ("error", "Failed to create Snapshot '{snapshot}' for VM '{vm}' (User: {user})."),
+    174: ("normal", "VM {vm} has been successfully imported from the given configuration."),
+    175: (
+        "warning",
+        "VM {vm} has been imported from the given configuration but the following disk(s) failed to attach: {disks}.",
+    ),
     342: ("normal", "Snapshot '{snapshot}' deletion for VM '{vm}' was initiated by {user}."),
     356: ("normal", "Snapshot '{snapshot}' deletion for VM '{vm}' has been completed."),
     357: ("error", "Failed to delete snapshot '{snapshot}' for VM '{vm}'."),

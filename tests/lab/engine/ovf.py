@@ -124,6 +124,7 @@ def _content(envelope: Element, db: Database, vm: model.Vm) -> None:
             "17",
             HostResource=f"{disk.id}/{disk.active.id}",
             Parent="00000000-0000-0000-0000-000000000000",
+            StorageId=disk.storage_domain_id,
         )
 
     snapshots = _section(content, "SnapshotsSection_Type", "")

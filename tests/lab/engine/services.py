@@ -13,6 +13,7 @@ from tests.lab.engine.context import Context
 from tests.lab.engine.database import Database
 from tests.lab.engine.disks import Disks
 from tests.lab.engine.faults import Faults
+from tests.lab.engine.imports import Imports
 from tests.lab.engine.sso import Sessions
 from tests.lab.engine.transfers.requests import Transfers
 from tests.lab.engine.vms import Vms
@@ -25,6 +26,7 @@ class Services:
     context: Context
     sessions: Sessions
     vms: Vms
+    imports: Imports
     disks: Disks
     checkpoints: Checkpoints
     backups: Backups

@@ -19,6 +19,7 @@ from tests.lab.engine.database import Database, new_id
 from tests.lab.engine.disks import Disks
 from tests.lab.engine.events import Events
 from tests.lab.engine.faults import Faults
+from tests.lab.engine.imports import Imports
 from tests.lab.engine.routes import application
 from tests.lab.engine.server import Server
 from tests.lab.engine.services import Services
@@ -64,6 +65,7 @@ class EngineSimulator:
             context=context,
             sessions=self._sessions,
             vms=self._vms,
+            imports=Imports(context, self._vms),
             disks=disks,
             checkpoints=checkpoints,
             backups=self._backups,
@@ -93,6 +95,13 @@ class EngineSimulator:
         """Make a VM that the host knows the engine's."""
         host = next(iter(self._db.hosts.values()))
         return self._vms.add(spec, host, self._cluster.id, self._storage_domain.id)
+
+    def add_storage_domain(self, name: str) -> str:
+        """Make one more domain, on the same disk as the first; return its id."""
+        domain = model.StorageDomain(new_id(), name, self._storage_domain.path)
+        with self._db.changed:
+            self._db.storage_domains[domain.id] = domain
+        return domain.id
 
     def disk_of(self, transfer_id: str) -> str:
         """The id of the disk that a transfer reads or writes."""

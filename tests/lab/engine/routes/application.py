@@ -12,7 +12,7 @@ import werkzeug.exceptions
 from werkzeug.routing import BaseConverter
 
 from tests.lab.engine import rejections, xml
-from tests.lab.engine.routes import backups, disks, follow, infrastructure, transfers, vms
+from tests.lab.engine.routes import backups, disks, follow, imports, infrastructure, transfers, vms
 from tests.lab.engine.services import Services
 
 _PUBLIC = ("/ovirt-engine/sso/", "/ovirt-engine/services/")
@@ -53,7 +53,7 @@ def create(services: Services) -> Api:
     api = Api("engine", static_folder=None)
     api.url_map.converters["uuid"] = Uuid
     api.url_map.strict_slashes = False
-    for module in (infrastructure, vms, disks, backups, transfers):
+    for module in (infrastructure, vms, imports, disks, backups, transfers):
         for route in module.routes(services):
             name = f"{module.__name__.rpartition('.')[2]}-{route.view.__name__}"
             api.add_url_rule(route.path, name, route.view, methods=[route.method])

@@ -192,7 +192,7 @@ class Monitor:
     def _is_valid(self) -> bool:
         """What vdsm's Volume.verify_untrusted checks after an upload."""
         active = self._disk.active
-        host = next(iter(self._db.hosts.values()))
+        host = self._db.spm
         try:
             volume = host.volume(active.path)
         except HostError:
