@@ -143,6 +143,11 @@ class StorageDomain:
     type: str
     available: int
 
+    @property
+    def is_file(self) -> bool:
+        """Volumes are files, which read as zeros where nothing was written, and take no more room than their data."""
+        return self.type in ("nfs", "posixfs", "localfs", "glusterfs")
+
 
 class Transferred(Protocol):
     """A disk that a transfer reads or writes. size: virtual size."""

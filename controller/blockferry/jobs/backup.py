@@ -229,7 +229,7 @@ class _Job:
         The transfer does not wait for the commit: while the slowest disk is read, the engine would cancel the others'.
         """
         stop.check()
-        with backup.transfer(part) as transfer, _naming(disk):
+        with backup.transfer(part) as transfer, naming(disk.alias):
             self._copy_transfer(draft, part, disk, chosen, transfer, stop)
 
     def _copy_transfer(
@@ -320,12 +320,12 @@ _DATA_PATH = (errors.TransportError, agent_errors.BitmapMissing, agent_errors.So
 
 
 @contextlib.contextmanager
-def _naming(disk: engine.Disk) -> Iterator[None]:
+def naming(alias: str) -> Iterator[None]:
     """Put the disk's name before the errors of its data path: transports know transfers and sockets only."""
     try:
         yield
     except _DATA_PATH as error:
-        raise type(error)(f"Disk {disk.alias}: {error.message}", error.hint) from error
+        raise type(error)(f"Disk {alias}: {error.message}", error.hint) from error
 
 
 def target_of(transfer: engine.Transfer) -> Target:
