@@ -33,7 +33,7 @@ def main() -> int:
     options = parser.parse_args()
     parts = options.part or PARTS
     size = options.size * MiB
-    report = Report(_preface(options.size, options.rounds))
+    report = Report(_preface(options.size, options.rounds), options.out)
     for kind in stage.DATA:
         if kind in parts:
             _reading(report, kind, size, options.rounds)
@@ -42,7 +42,6 @@ def main() -> int:
             _backup(report, kind, size, options.rounds)
     if "scale" in parts:
         _scale(report, options.rounds)
-    report.save(options.out)
     print(f"written to {options.out}")
     return 0
 

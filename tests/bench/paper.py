@@ -15,33 +15,41 @@ AGENT_MEMORY = 150 * MiB
 
 
 class Report:
-    """Sections in the order in which they came, and what memory was seen."""
+    """
+    Sections in the order in which they came, and what memory was seen. It is written anew with each of them, so that
+    one that cannot run costs only itself.
 
-    def __init__(self, preface: str) -> None:
+    path: of the Markdown; the JSON is put beside it.
+    """
+
+    def __init__(self, preface: str, path: Path) -> None:
+        self._path = path
         self._sections = [preface]
         self._memory: list[str] = []
         self._seconds: dict[str, dict[str, Sequence[float]]] = {}
 
     def race(self, title: str, results: Sequence[Result], size: int, remark: str = "") -> None:
         """Add a table of what all did with `size` bytes."""
-        self.text(title, "\n\n".join(filter(None, (remark, table(results, size)))))
         self._seconds[title] = {result.contender.name: result.seconds for result in results}
+        self.text(title, "\n\n".join(filter(None, (remark, table(results, size)))))
 
     def text(self, title: str, text: str) -> None:
         self._sections.append(f"## {title}\n\n{text}")
+        self._save()
 
     def memory(self, what: str, peak: int) -> None:
         """Add the most memory that an agent had, in bytes, to the table at the end."""
         holds = "holds" if peak <= AGENT_MEMORY else "missed"
         self._memory.append(f"| {what} | {peak / MiB:.0f} | {AGENT_MEMORY / MiB:.0f}: {holds} |")
+        self._save()
 
-    def save(self, path: Path) -> None:
+    def _save(self) -> None:
         sections = list(self._sections)
         if self._memory:
             sections.append("\n".join(["## Memory", "", "| | MiB at the peak | bar |", "|---|---|---|", *self._memory]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-        path.with_suffix(".json").write_text(json.dumps(self._seconds, indent=1) + "\n", encoding="utf-8")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        self._path.with_suffix(".json").write_text(json.dumps(self._seconds, indent=1) + "\n", encoding="utf-8")
 
 
 def table(results: Sequence[Result], size: int) -> str:

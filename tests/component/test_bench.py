@@ -72,10 +72,9 @@ def test_scale_checks_run_small() -> None:
 
 
 def test_the_report_has_every_round(tmp_path: Path) -> None:
-    report = paper.Report("# Title")
+    report = paper.Report("# Title", tmp_path / "report.md")
     report.race("A race", [result("ours", 1, 2)], GiB, "A remark.")
     report.memory("the agent", 151 * MiB)
-    report.save(tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert "## A race\n\nA remark.\n\n| |" in text
     assert "| the agent | 151 | 150: missed |" in text
