@@ -141,7 +141,7 @@ def _wheels(directory: Path, interpreter: Interpreter) -> list[Path]:
 
 
 def _wheel(directory: Path, name: str, version: str) -> Path | None:
-    return next(directory.glob(f"{name}-{version}-*.whl"), None)
+    return next(directory.glob(f"{name.replace('-', '_')}-{version}-*.whl"), None)
 
 
 def _fetch(requirements: list[str], directory: Path, interpreter: Interpreter) -> None:
