@@ -40,5 +40,6 @@ from blockferry.engine.model import JournalEntry as JournalEntry
 from blockferry.engine.model import NewDisk as NewDisk
 from blockferry.engine.model import StorageDomain as StorageDomain
 from blockferry.engine.model import Transfer as Transfer
+from blockferry.engine.model import Transferred as Transferred
 from blockferry.engine.model import Vm as Vm
 from blockferry.engine.polling import Deadlines as Deadlines

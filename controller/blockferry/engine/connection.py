@@ -166,6 +166,10 @@ class Connection:
         """End a transfer to a disk that a process that is gone left open; the disk stays. One that ended is fine."""
         transfers.finalize_upload(self._session, transfer_id, disk, events.new_correlation_id())
 
+    def cancel_writing(self, transfer_id: str) -> None:
+        """Give up a transfer to a disk, which the engine then removes. One that ended is fine."""
+        transfers.cancel(self._session, transfer_id)
+
     def has_snapshots(self, vm: Vm) -> bool:
         """Return whether the VM has snapshots, so that its disks have more than one layer."""
         return machines.has_snapshots(self._session, vm)

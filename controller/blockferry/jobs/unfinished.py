@@ -1,9 +1,9 @@
 """
-What a running restore has open in the engine: the transfer through which it writes a disk.
+What a running restore has open in the engine: disks that are being written, each through a transfer.
 
 One file per disk in the state directory, locked while the disk is written. A controller that is killed leaves its file
-behind with the lock gone, and the disk locked in the engine, so that its VM cannot start. The next restore of that disk
-finds in the file which transfer to end.
+behind with the lock gone, and the disk locked in the engine, so that its VM cannot start. The next restore, of whatever
+disk, finds in the file what to end.
 """
 
 from __future__ import annotations
@@ -14,32 +14,49 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from blockferry import errors, files
+from blockferry.engine import Transferred
+
+
+class OpenDisk(msgspec.Struct, frozen=True):
+    """
+    A disk that was not seen to be complete.
+
+    new: a restore made it; else it was there before.  transfer_id: of the transfer that writes it.
+    """
+
+    id: str
+    alias: str
+    size: int
+    new: bool
+    transfer_id: str
 
 
 class Record:
     """
-    The record of one disk.
+    The record of one disk, which is locked.
 
-    transfer_id: of a transfer that was not seen to end; None when there is none.
+    open: what was not seen to end; None when there is nothing.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError."""
+        """Raises ConfigError."""
+        self.open = _read(path)
         self._path = path
-        self.transfer_id = (path.read_text().strip() or None) if path.exists() else None
 
-    def begun(self, transfer_id: str) -> None:
+    def begun(self, disk: Transferred, new: bool, transfer_id: str) -> None:
         """Write down a transfer. Durable when this returns. Raises ConfigError."""
+        self.open = OpenDisk(disk.id, disk.alias, disk.size, new, transfer_id)
         with _errors_of(self._path):
-            files.replace(self._path, f"{transfer_id}\n".encode())
-        self.transfer_id = transfer_id
+            files.replace(self._path, msgspec.json.encode(self.open))
 
     def ended(self) -> None:
-        """The transfer was seen to end. Raises ConfigError."""
+        """Nothing is open any more. Raises ConfigError."""
+        self.open = None
         with _errors_of(self._path):
             self._path.unlink(missing_ok=True)
-        self.transfer_id = None
 
 
 @contextlib.contextmanager
@@ -49,11 +66,9 @@ def alone(state: Path, disk_id: str) -> Iterator[Record]:
 
     Raises Conflict when another process has it, ConfigError when the state directory cannot be used.
     """
-    directory = state / "restoring"
-    name = str(uuid.UUID(disk_id))
-    with _errors_of(directory):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (directory / f"{name}.lock").open("w")
+    path = _directory(state) / f"{uuid.UUID(disk_id)}.json"
+    with _errors_of(path):
+        lock = path.with_suffix(".lock").open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,9 +76,32 @@ def alone(state: Path, disk_id: str) -> Iterator[Record]:
             raise errors.Conflict(
                 f"Another restore on this machine writes disk {disk_id}.", "Wait until it has ended."
             ) from None
-        with _errors_of(directory):
-            record = Record(directory / f"{name}.transfer")
-        yield record
+        yield Record(path)
+
+
+def left(state: Path) -> Iterator[Record]:
+    """Generate the records that restores which are gone left open, each locked while it is looked at."""
+    for path in sorted(_directory(state).glob("*.json")):
+        with contextlib.suppress(errors.Conflict), alone(state, path.stem) as record:
+            if record.open is not None:
+                yield record
+
+
+def _directory(state: Path) -> Path:
+    directory = state / "restoring"
+    with _errors_of(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def _read(path: Path) -> OpenDisk | None:
+    with _errors_of(path):
+        data = path.read_bytes() if path.exists() else b"null"
+    try:
+        return msgspec.json.decode(data, type=OpenDisk | None)
+    except msgspec.DecodeError:
+        # Written whole or not at all, so this is not ours to understand; the engine will say whether a disk is locked.
+        return None
 
 
 @contextlib.contextmanager
