@@ -60,19 +60,31 @@ class DiskReader:
         if not 0 <= start <= end <= self.size:
             raise agent_errors.InvalidRequest(f"The disk of {self.size} bytes has no range from {start} to {end}.")
         position = start
-        for entry, content in self._with_content(self._index.entries(start, end - start)):
+        for entry, content in self.with_content(self.entries(start, end - start)):
             if entry.start > position:
                 yield Piece(position, entry.start - position, None)
-            data = memoryview(content)[entry.offset : entry.offset + entry.length]
-            if len(data) != entry.length:
-                raise self._chunks.damaged(entry.chunk, f"it has only {len(content)} bytes")
-            yield Piece(entry.start, entry.length, data)
+            yield Piece(entry.start, entry.length, self.part(entry, content))
             position = entry.end
         if position < end:
             yield Piece(position, end - position, None)
 
-    def _with_content(self, entries: Iterator[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Generate the entries, each with the content of its chunk; fetch some chunks ahead."""
+    def entries(self, start: int, length: int) -> Iterator[Entry]:
+        """Generate the index's entries in a range (bytes), cut at its borders, in disk order; the rest is zeros."""
+        return self._index.entries(start, length)
+
+    def chunk(self, digest: bytes) -> bytes:
+        """Return the content of a chunk, checked. Raises Damaged, RepositoryError."""
+        return self._chunks.get(digest)
+
+    def part(self, entry: Entry, content: bytes) -> memoryview:
+        """Return the part of its chunk's content that an entry names. Raises Damaged when the chunk is too short."""
+        data = memoryview(content)[entry.offset : entry.offset + entry.length]
+        if len(data) != entry.length:
+            raise self._chunks.damaged(entry.chunk, f"it has only {len(content)} bytes")
+        return data
+
+    def with_content(self, entries: Iterator[Entry]) -> Iterator[tuple[Entry, bytes]]:
+        """Generate the entries, each with the content of its chunk, checked; fetch some chunks ahead."""
         recent: OrderedDict[bytes, Future[bytes]] = OrderedDict()
         ahead: deque[tuple[Entry, Future[bytes]]] = deque()
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="restore")
