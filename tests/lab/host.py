@@ -56,7 +56,7 @@ class Host:
         self.before_ticket: Callable[[dict[str, object]], None] | None = None
         image = GuestImage.build()
 
-        for path in ("libvirt", "run/imageio", "sshd", "boot"):
+        for path in ("libvirt", "run/imageio", "boot"):
             (directory / path).mkdir(parents=True)
         for path in ("guests", "storage", "run/vdsm/backup", "run/vdsm/nbd", "transient_disks"):
             (directory / path).mkdir(parents=True)
@@ -66,7 +66,7 @@ class Host:
         self._libvirtd = domains.Libvirtd(directory / "libvirt", lab)
         certificate = ca.issue("host", self.address, "localhost")
         self._imageio = imageio.Daemon(directory / "run/imageio", certificate, ca.pem, lab)
-        self._sshd = sshd.Sshd(directory / "sshd", lab)
+        self._sshd = sshd.Sshd(directory / "sshd", sshd.new_key(directory / "client_key"), lab)
         self._libvirtd.connect()
         self._imageio.wait()
         self._sshd.wait()
@@ -94,15 +94,15 @@ class Host:
 
     @property
     def ssh_port(self) -> int:
-        return self._sshd.port
+        return self._sshd.ssh_port
 
     @property
     def ssh_public_key(self) -> str:
-        return self._sshd.public_key
+        return self._sshd.ssh_public_key
 
     @property
     def ssh_fingerprint(self) -> str:
-        return self._sshd.fingerprint
+        return self._sshd.ssh_fingerprint
 
     @property
     def ssh_client_key(self) -> Path:
@@ -111,7 +111,7 @@ class Host:
 
     def ssh_command(self, *words: str) -> list[str]:
         """The ssh command that runs words as root on the host (or logs in)."""
-        return self._sshd.command(*words)
+        return sshd.command(self._sshd, *words)
 
     def stop(self) -> None:
         """Stop the daemons.  VMs go on until the lab's reaper comes."""

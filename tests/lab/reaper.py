@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.lab.errors import LabError
+from tests.lab.machines import control_group
 from tests.lab.processes import MARK
 
 # Sockets of a lab must stay below 108 bytes, so its directory has a short name.
@@ -85,19 +86,28 @@ def sweep() -> None:
 
 
 def reap(directory: Path) -> None:
-    """Kill every process that belongs to a lab, and remove the lab's directory."""
+    """
+    Kill every process that belongs to a lab, and remove the lab's directory.
+
+    Raises LabError when something is mounted in the directory: nobody knows what would be removed with it.
+    """
+    # All of a machine at once, before its init can start anything again.
+    control_group.remove(directory)
     deadline = time.monotonic() + 30
-    while members := _members(directory):
+    while members := members_of(directory):
         if time.monotonic() > deadline:
             raise LabError(f"Processes of {directory} do not end: {sorted(members)}")
         for pid in members:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+    mounted = [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {directory}/" in line]
+    if mounted:
+        raise LabError(f"{directory} is not removed, because something is mounted there: {mounted}")
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _members(directory: Path) -> set[int]:
+def members_of(directory: Path) -> set[int]:
     """The processes of a lab and their descendants."""
     parents: dict[int, int] = {}
     members: set[int] = set()

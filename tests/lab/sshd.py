@@ -1,5 +1,5 @@
 """
-A real sshd on a port of its own, for root, with a key that the lab made.
+A real sshd on a port of its own, for root, with a key that the lab made; and the way into any host of a lab.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 import socket
 from pathlib import Path
+from typing import Protocol
 
 from tests.lab import processes
 
@@ -14,24 +15,50 @@ from tests.lab import processes
 PRIVILEGE_SEPARATION = Path("/run/sshd")
 
 
-class Sshd:
+class Login(Protocol):
     """
-    port: on 127.0.0.1.  public_key: the host's, "ssh-ed25519 AAAA…".  fingerprint: its "SHA256:…".
-    client_key: a private key that root may log in with.
+    The way into a host.
+
+    address, ssh_port: where sshd listens.  ssh_public_key: the host's, "ssh-ed25519 AAAA…".
+    ssh_fingerprint: the host key's, "SHA256:…".  client_key: a private key that root may log in with.
     """
 
-    def __init__(self, directory: Path, lab: Path) -> None:
-        self.port = processes.free_port()
-        self.client_key = directory / "client_key"
-        host_key = directory / "host_key"
-        for key in (host_key, self.client_key):
-            processes.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", key)
-        self.public_key = " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
-        self.fingerprint = processes.run("ssh-keygen", "-l", "-f", host_key).split()[1]
+    address: str
+    ssh_port: int
+    client_key: Path
+
+    @property
+    def ssh_public_key(self) -> str: ...
+
+    @property
+    def ssh_fingerprint(self) -> str: ...
+
+    def wait(self) -> None:
+        """Wait until somebody can log in."""
+
+    def stop(self) -> None:
+        """Let nobody in any more."""
+
+
+class Sshd:
+    """
+    A Login of this machine.
+    """
+
+    address = "127.0.0.1"
+
+    def __init__(self, directory: Path, client_key: Path, lab: Path) -> None:
+        """directory: for its files, not there yet.  client_key: the private key that root may log in with."""
+        directory.mkdir(parents=True)
+        self.ssh_port = processes.free_port()
+        self.client_key = client_key
+        host_key = new_key(directory / "host_key")
+        self.ssh_public_key = public_key(host_key)
+        self.ssh_fingerprint = fingerprint(host_key)
         PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)
         configuration = directory / "sshd_config"
         configuration.write_text(f"""
-ListenAddress 127.0.0.1:{self.port}
+ListenAddress 127.0.0.1:{self.ssh_port}
 HostKey {host_key}
 PidFile none
 AuthorizedKeysFile {self.client_key}.pub
@@ -52,22 +79,41 @@ SetEnv {processes.MARK}={lab}
 
     def wait(self) -> None:
         """Wait until it answers."""
-        self._daemon.wait_until(self._answers)
-
-    def command(self, *words: str) -> list[str]:
-        """The ssh command that logs in as root, with words as what to run there."""
-        options = ["-o", "BatchMode=yes", "-o", "UserKnownHostsFile=/dev/null"]
-        options += ["-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR"]
-        key = ["-F", "none", "-i", str(self.client_key), "-p", str(self.port)]
-        return ["ssh", *options, *key, "root@127.0.0.1", *words]
+        self._daemon.wait_until(lambda: answers(self.address, self.ssh_port))
 
     def stop(self) -> None:
         """Stop listening; sessions go on."""
         self._daemon.stop()
 
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-                return connection.recv(4) == b"SSH-"
-        except OSError:
-            return False
+
+def answers(address: str, port: int) -> bool:
+    """Whether an sshd greets there now."""
+    try:
+        with socket.create_connection((address, port), timeout=5) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def command(login: Login, *words: str, user: str = "root") -> list[str]:
+    """The ssh command that logs in, with words as what to run there."""
+    options = ["-o", "BatchMode=yes", "-o", "UserKnownHostsFile=/dev/null"]
+    options += ["-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR"]
+    key = ["-F", "none", "-i", str(login.client_key), "-p", str(login.ssh_port)]
+    return ["ssh", *options, *key, f"{user}@{login.address}", *words]
+
+
+def new_key(path: Path) -> Path:
+    """Make a pair of keys and return the private one; the public one gets the suffix .pub."""
+    processes.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", path)
+    return path
+
+
+def public_key(key: Path) -> str:
+    """The public part of a key, without its comment."""
+    return " ".join(key.with_suffix(".pub").read_text().split()[:2])
+
+
+def fingerprint(key: Path) -> str:
+    """A key's "SHA256:…"."""
+    return processes.run("ssh-keygen", "-l", "-f", key).split()[1]
