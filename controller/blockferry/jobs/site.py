@@ -12,12 +12,15 @@ from blockferry import deploy, engine, errors
 from blockferry.config import Config, TransportName
 from blockferry.deploy import bundle
 from blockferry.repository import Repository
+from blockferry.transport.agent_upload import AgentUploads
 from blockferry.transport.disk import Target, Transport
 from blockferry.transport.grpc_agent import Agent, Credentials, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
+from blockferry.transport.imageio_upload import ImageioUploads
 from blockferry.transport.netcat import NetcatTransport
 from blockferry.transport.ssh import SshTransport, TunnelledAgent
 from blockferry.transport.tunnel import Way
+from blockferry.transport.uploading import UploadTransport
 
 
 class Site:
@@ -76,6 +79,20 @@ class Site:
             )
         return transports
 
+    def uploads(self, names: Sequence[TransportName]) -> list[UploadTransport]:
+        """
+        Return the ways to write of these names, in their order, but for those that cannot or have no means.
+
+        Raises ConfigError when none is left.
+        """
+        lacking = {name: self._lacks_to_write(name) for name in names}
+        uploads = [self._upload(name) for name in names if not lacking[name]]
+        if not uploads:
+            raise errors.ConfigError(
+                f"Nothing can be written through transport {' or '.join(names)}.", " ".join(lacking.values())
+            )
+        return uploads
+
     def agents(self) -> deploy.Agents:
         """Return the agents that this controller deploys."""
         return deploy.Agents(self.state, functools.partial(bundle.build, self.config.cache))
@@ -107,6 +124,26 @@ class Site:
         if name == "grpc" and not self.config.agent.port:
             return "Set agent.port for grpc, then deploy the agents again."
         return ""
+
+    def _lacks_to_write(self, name: TransportName) -> str:
+        """As `_lacks`, for writing."""
+        return "Transport netcat only reads: use grpc, ssh or imageio." if name == "netcat" else self._lacks(name)
+
+    def _upload(self, name: TransportName) -> UploadTransport:
+        registry = self.agents().registry
+
+        def record_of(target: Target) -> deploy.Record:
+            return registry.find(target.host_address)
+
+        match name:
+            case "grpc":
+                return AgentUploads(name, lambda target: Agent(_port(record_of(target)), self._credentials()))
+            case "ssh":
+                return AgentUploads(name, lambda target: TunnelledAgent(self._way(record_of(target))))
+            case "imageio":
+                return ImageioUploads(str(self.config.engine.ca_file), self.config.agent.bandwidth)
+            case "netcat":
+                raise AssertionError("netcat only reads")
 
     def _transport(self, name: TransportName) -> Transport:
         registry = self.agents().registry

@@ -42,7 +42,7 @@ class Terms(NamedTuple):
     """
     How to write a disk.
 
-    window: of the repository, bytes.  compress: content on its way.  key, label: of the disk, for progress and warnings.
+    window: of the repository, bytes.  compress: content on its way.  key, label: of the disk, for progress.
     only_differences: compare first.  skip_damaged: what cannot be read becomes zeros.
     """
 

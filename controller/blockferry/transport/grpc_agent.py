@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 
@@ -118,6 +118,10 @@ class Agent:
         self._read_blocks: Callable[[agent_pb2.ReadBlocksRequest], _Call] = self._channel.unary_stream(
             wire.METHOD, request_serializer=agent_pb2.ReadBlocksRequest.SerializeToString
         )
+        # Its requests are made by `wire`.
+        self._write_blocks: Callable[[Iterator[bytes]], Any] = self._channel.stream_stream(
+            wire.WRITE_METHOD, request_serializer=bytes, response_deserializer=agent_pb2.WriteBlocksReply.FromString
+        )
 
     def describe(self) -> agent_pb2.DescribeReply:
         """Ask who is there. Refuses an agent that speaks another protocol."""
@@ -134,7 +138,7 @@ class Agent:
         """Return the size in bytes that the agent sees; proves that it can reach the disk."""
         with self._border():
             reply: agent_pb2.DescribeDiskReply = self._stub.DescribeDisk(
-                agent_pb2.DescribeDiskRequest(ticket=_ticket(target)), timeout=3 * PROBE_TIMEOUT
+                agent_pb2.DescribeDiskRequest(ticket=ticket_of(target)), timeout=3 * PROBE_TIMEOUT
             )
         return reply.size_bytes
 
@@ -149,7 +153,7 @@ class Agent:
 
     def open_socket(self, target: Target, clear_text: bool) -> agent_pb2.OpenSocketReply:
         """Have a TCP port opened for one client of the disk."""
-        request = agent_pb2.OpenSocketRequest(ticket=_ticket(target), clear_text=clear_text)
+        request = agent_pb2.OpenSocketRequest(ticket=ticket_of(target), clear_text=clear_text)
         with self._border():
             reply: agent_pb2.OpenSocketReply = self._stub.OpenSocket(request, timeout=PROBE_TIMEOUT)
         return reply
@@ -159,9 +163,26 @@ class Agent:
         call = self._read_blocks(read_message(target, request))
         return AgentReading(call, self._border, self._where)
 
+    def write(self, messages: Iterator[bytes]) -> Generator[agent_pb2.WriteBlocksReply, None, None]:
+        """Write blocks (see WriteBlocks in agent.proto); closing the generator ends the call."""
+        return self._replies(lambda: self._write_blocks(messages))
+
+    def compare(self, request: agent_pb2.CompareBlocksRequest) -> Generator[agent_pb2.CompareBlocksReply, None, None]:
+        """Compare ranges of a disk with what they should hold; closing the generator ends the call."""
+        return self._replies(lambda: self._stub.CompareBlocks(request))
+
     def close(self) -> None:
         """Close the connection; what still runs on it ends with an error."""
         self._channel.close()
+
+    def _replies(self, start: Callable[[], Any]) -> Generator[Any, None, None]:
+        """Generate the replies of a call, which ends with the generator."""
+        with self._border():
+            call = start()
+            try:
+                yield from call
+            finally:
+                call.cancel()
 
     @contextlib.contextmanager
     def _border(self) -> Iterator[None]:
@@ -244,7 +265,7 @@ class AgentReading:
 def read_message(target: Target, request: ReadRequest) -> agent_pb2.ReadBlocksRequest:
     """Return a request as an agent takes it."""
     return agent_pb2.ReadBlocksRequest(
-        ticket=_ticket(target),
+        ticket=ticket_of(target),
         start=request.start,
         length=request.length,
         incremental=request.incremental,
@@ -271,7 +292,8 @@ def _channel(endpoint: Endpoint | LocalEndpoint, credentials: Credentials | None
     )
 
 
-def _ticket(target: Target) -> agent_pb2.Ticket:
+def ticket_of(target: Target) -> agent_pb2.Ticket:
+    """Return what tells an agent which disk is meant."""
     return agent_pb2.Ticket(ticket_id=target.ticket_id, transfer_id=target.transfer_id)
 
 

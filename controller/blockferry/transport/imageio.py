@@ -1,5 +1,6 @@
 """
-The fallback: the controller reads over HTTPS from Image I/O on the host, with Image I/O's own client.
+The fallback: the controller reads over HTTPS from Image I/O on the host, with Image I/O's own client, and writes so
+(`imageio_upload`).
 
 No agent takes part; the block reader runs here, over this source, and yields the same blocks.
 """
@@ -10,6 +11,7 @@ import bisect
 import collections
 import contextlib
 import http.client
+import io
 import itertools
 import logging
 import socket
@@ -26,9 +28,10 @@ from ovirt_imageio._internal import http as imageio_http
 
 from blockferry import errors
 from blockferry.transport.disk import Reading, Target
+from blockferry_agent import blocks, reader
 from blockferry_agent import errors as agent_errors
-from blockferry_agent import reader
 from blockferry_agent.blocks import Block, ReadRequest, Summary
+from blockferry_agent.reader import Cut
 from blockferry_agent.source import Extent
 from blockferry_agent.throttle import Throttle
 from blockferry_agent.units import MiB
@@ -36,6 +39,9 @@ from blockferry_agent.units import MiB
 # Image I/O serves a ticket to 8 connections. Each is one more client of the same NBD server, which hangs at the ninth,
 # and Image I/O's own OPTIONS need one too (ovirt-facts, 5 and 6.4).
 WORKERS = 4
+
+ZERO_LENGTH = 256 * MiB
+"""Bytes that are zeroed with one request: on some storage that is as slow as writing, and the client waits 60 s."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +78,7 @@ class ImageioTransport:
     def _open(self, target: Target, url: str) -> ImageioDisk:
         disk = ImageioDisk(target, url, self._ca_file, [self._throttles[target.host_address]])
         with contextlib.closing(disk.connect()) as source:
+            disk.is_writable = source.is_writable
             if source.is_local:
                 disk.remark = "this host's own socket"
             elif url == target.proxy_url:
@@ -90,6 +97,7 @@ class ImageioDisk:
     def __init__(self, target: Target, url: str, ca_file: str, throttles: Sequence[Throttle] = ()) -> None:
         """url: of the ticket, at the host or at the proxy.  throttles: limits of speed."""
         self.size = target.size
+        self.is_writable = False
         self.remark = ""
         self.throttles = throttles
         self._target = target
@@ -124,18 +132,21 @@ class ImageioDisk:
                 self._listings[context] = listed
             return self._listings[context]
 
+    def forget(self) -> None:
+        """Ask for the extents again: the disk was written."""
+        with self._lock:
+            self._listings.clear()
+
 
 class ImageioReading:
     """A reading (`disk.Reading`) that ends at once when it is closed, also while Image I/O does not answer."""
 
-    def __init__(self, disk: ImageioDisk, request: ReadRequest) -> None:
-        self._disk = disk
+    def __init__(self, disk: ImageioDisk, request: ReadRequest, cut: Cut = blocks.ranges) -> None:
+        """cut: says what is read (see `reader.read`)."""
+        self._connections = Connections(disk)
         # Compressing is for those who send; nobody does here.
         request = request._replace(compress=False)
-        self._reading = reader.read(self._connect, request, WORKERS, disk.throttles)
-        self._changed = threading.Condition()  # guards all below
-        self._sources: list[ImageioSource] = []
-        self._closed = False
+        self._reading = reader.read(self._connections.open, request, WORKERS, disk.throttles, cut)
 
     def __iter__(self) -> Iterator[Block]:
         for block in self._reading:
@@ -155,16 +166,22 @@ class ImageioReading:
     def close(self) -> None:
         """See `disk.Reading.close`."""
         self._reading.stop()
-        with self._changed:
-            self._closed = True
-            for source in self._sources:
-                source.hang_up()
-            self._changed.notify_all()
+        self._connections.hang_up()
         self._reading.close()
 
-    def _connect(self) -> ImageioSource:
+
+class Connections:
+    """The connections to one disk that may all be hung up at once. From any thread."""
+
+    def __init__(self, disk: ImageioDisk) -> None:
+        self._disk = disk
+        self._changed = threading.Condition()  # guards all below
+        self._sources: list[ImageioSource] = []
+        self._closed = False
+
+    def open(self) -> ImageioSource:
         """
-        Return a new connection, or raise as soon as the reading is closed.
+        Return a new connection, which the caller closes, or raise as soon as they are hung up.
 
         Image I/O opens the disk before it answers, and its client cannot be interrupted before it has an answer. So
         somebody else waits for that, who outlives the reading when need be.
@@ -174,8 +191,16 @@ class ImageioReading:
         with self._changed:
             self._changed.wait_for(lambda: connecting.done() or self._closed)
             if self._closed:
-                raise errors.TransportError("The reading was closed.")
+                raise errors.TransportError("The connections to Image I/O were closed.")
         return connecting.result()
+
+    def hang_up(self) -> None:
+        """Let what is under way fail at once; no connection is made any more."""
+        with self._changed:
+            self._closed = True
+            for source in self._sources:
+                source.hang_up()
+            self._changed.notify_all()
 
     def _finish(self, connecting: futures.Future[ImageioSource]) -> None:
         try:
@@ -189,24 +214,36 @@ class ImageioReading:
             if self._closed:
                 source.close()
                 return
-            self._sources.append(source)
+            self._sources = [*(other for other in self._sources if not other.is_closed), source]
             connecting.set_result(source)
             self._changed.notify_all()
 
 
 class ImageioSource:
-    """One HTTPS connection to a disk (`blockferry_agent.source.Source`)."""
+    """One HTTPS connection to a disk (`blockferry_agent.source.Source`, and `sink.Sink` where that is writable)."""
 
     def __init__(self, disk: ImageioDisk, target: Target, connection: client.ImageioClient) -> None:
         self.size = disk.size
         self._disk = disk
         self._target = target
         self._connection = connection
+        self.is_closed = False
 
     @property
     def is_local(self) -> bool:
         """Whether the client found itself on the host, and goes through Image I/O's Unix socket, without TLS."""
         return not isinstance(self._connection._backend._con.sock, ssl.SSLSocket)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the ticket allows to write: only then Image I/O offers these."""
+        backend = self._connection._backend
+        return bool(backend._can_zero and backend._can_flush)
+
+    @property
+    def is_shareable(self) -> bool:
+        """See `Sink.is_shareable`."""
+        return bool(self._connection.max_writers > 1)
 
     def extents(self, start: int, length: int, incremental: bool) -> Iterator[Extent]:
         """See `Source.extents`."""
@@ -225,6 +262,24 @@ class ImageioSource:
             # Not `read`: it asks for the disk's size first, for which the client lists all extents on each connection.
             self._connection.write_to(_Sink(buffer), start, len(buffer))
 
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        """See `Sink.write`."""
+        with _border(self._target, agent_errors.WriteFailed):
+            # Not `write`: see `readinto`.
+            self._connection.read_from(io.BytesIO(data), start, len(data))
+
+    def zero(self, start: int, length: int, may_punch: bool) -> None:
+        """See `Sink.zero`. Whether the space is given up, the ticket says."""
+        end = start + length
+        with _border(self._target, agent_errors.WriteFailed):
+            for place in range(start, end, ZERO_LENGTH):
+                self._connection.zero(place, min(ZERO_LENGTH, end - place))
+
+    def flush(self) -> None:
+        """See `Sink.flush`."""
+        with _border(self._target, agent_errors.WriteFailed):
+            self._connection.flush()
+
     def hang_up(self) -> None:
         """Let what is under way fail at once. From any thread."""
         # The client has no way to do this, and TLS's own shutdown is not for other threads.
@@ -233,6 +288,7 @@ class ImageioSource:
 
     def close(self) -> None:
         """See `Source.close`."""
+        self.is_closed = True
         with contextlib.suppress(OSError):
             self._connection.close()
 
@@ -265,8 +321,12 @@ def _check_complete(listed: Sequence[Extent], target: Target) -> None:
 
 
 @contextlib.contextmanager
-def _border(target: Target) -> Iterator[None]:
-    """Turn what Image I/O's client raises into our errors. The ticket, which is in the URL, stays out of the text."""
+def _border(target: Target, failure: type[agent_errors.SourceError] = agent_errors.ReadFailed) -> Iterator[None]:
+    """
+    Turn what Image I/O's client raises into our errors. The ticket, which is in the URL, stays out of the text.
+
+    failure: what it is when Image I/O answers that it could not do it.
+    """
     where = f"Image I/O on host {target.host_name}"
     try:
         yield
@@ -276,8 +336,9 @@ def _border(target: Target) -> Iterator[None]:
                 f"{where} refuses the ticket of transfer {target.transfer_id}: it expired or was cancelled.",
                 "See the engine's events, then run the backup again.",
             ) from None
-        raise agent_errors.ReadFailed(
-            f"{where} answered {error.code} while the disk was read.", "See Image I/O's log on the host."
+        done = "written" if failure is agent_errors.WriteFailed else "read"
+        raise failure(
+            f"{where} answered {error.code} while the disk was {done}.", "See Image I/O's log on the host."
         ) from None
     except imageio_errors.UnsupportedOperation:
         raise agent_errors.BitmapMissing(f"{where} has no dirty extents for this disk.") from None
