@@ -43,7 +43,7 @@ class Site:
     """
     A configuration whose engine is nowhere, and its repository.
 
-    points: of the VM "web", in the order in which they were taken.
+    points: of the VM "web", in the order in which they were taken.  newest: what its disk holds at the last one.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -62,8 +62,8 @@ class Site:
         self.environment = {**os.environ, "BLOCKFERRY_CONFIG": str(self.config)}
         self.repository = Repository.init(str(directory / "repository"))
         self.points = [repository_images.full(self.repository, CONTENT)]
-        changed = bytes(100) + CONTENT[100:]
-        self.points.append(repository_images.incremental(self.repository, CONTENT, changed, self.points[0]))
+        self.newest = bytes(100) + CONTENT[100:]
+        self.points.append(repository_images.incremental(self.repository, CONTENT, self.newest, self.points[0]))
 
     def run(self, *words: str) -> Done:
         """Run a command in this process: a new one takes longer to start than most commands run."""
@@ -233,6 +233,21 @@ def test_damage(own_site: Site) -> None:
     assert largest.name in done.errors
     assert not any((own_site.directory / "restored").iterdir())
 
+    done = own_site.run("restore", "web", "--to", str(own_site.directory / "restored"), "--skip-damaged", "--json")
+    assert done.status == 9
+    assert "could not be read in the repository, and are zeros now" in done.errors
+    (image,) = json.loads(done.output)
+    gaps = [(gap["start"], gap["length"]) for gap in image["gaps"]]
+    assert gaps
+    assert all(largest.name in gap["reason"] for gap in image["gaps"])
+    restored = Path(image["path"]).read_bytes()
+    for start, length in gaps:
+        assert restored[start : start + length] == bytes(length)
+        restored = restored[:start] + own_site.newest[start : start + length] + restored[start + length :]
+    assert restored == own_site.newest
+    done = own_site.run("restore", "web", "--to", str(own_site.directory / "restored"), "--skip-damaged", "--force")
+    assert f"Disk system: bytes {gaps[0][0]} to {gaps[0][0] + gaps[0][1]} are zeros." in done.output
+
 
 def test_restore(site: Site, tmp_path: Path) -> None:
     images = site.document("restore", "web", site.points[0].id, "--to", str(tmp_path))
@@ -249,13 +264,30 @@ def test_restore(site: Site, tmp_path: Path) -> None:
     assert (tmp_path / "system.raw").read_bytes() != CONTENT
 
 
+def test_restore_to_standard_output(site: Site) -> None:
+    command = [BLOCKFERRY, "restore", "web", site.points[0].id, "--to", "-"]
+    done = subprocess.run(command, env=site.environment, check=True, capture_output=True)
+    assert done.stdout == CONTENT
+    assert b"restoring system" in done.stderr
+
+
 # What goes wrong
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["restore", "web"], "Missing option '--to'"),
+        (["restore", "web"], "Give one of --to, --new-vm, --new-disk and --in-place"),
+        (["restore", "web", "--to", "x", "--in-place"], "Give one of"),
+        (["restore", "web", "--to", "x", "--start"], "--start does not go with --to, but with --new-vm"),
+        (["restore", "web", "--in-place", "--format", "raw"], "--format does not go with --in-place"),
+        (["restore", "web", "--in-place", "--storage-domain", "x"], "--storage-domain does not go with --in-place"),
+        (["restore", "web", "--new-vm", "x", "--force"], "--force does not go with --new-vm, but with --to"),
+        (["restore", "web", "--to", "x", "--transport", "grpc"], "--transport does not go with --to"),
+        (["restore", "web", "--new-disk", "--no-fallback"], "--no-fallback needs --transport"),
+        (["restore", "web", "--new-disk", "--storage-map", "x"], "'x' is not OLD=NEW"),
+        (["restore", "web", "--to", "-", "--format", "qcow2"], "Standard output is written from its beginning"),
+        (["restore", "web", "--to", "-", "--json"], "--json does not go with --to -"),
         (["restore", "web", "--to", "x", "--format", "vmdk"], "'vmdk' is not one of 'raw', 'qcow2'"),
         (["backup"], "Missing argument 'VM'"),
         (["backup", "web", "--transport", "pigeon"], "'pigeon' is not one of"),

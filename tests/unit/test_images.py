@@ -45,7 +45,7 @@ def run(
     disks: Sequence[str] = (),
     replace: bool = False,
 ) -> list[Path]:
-    restored = restore.run(repository, point, directory, image_format, disks, replace, Silent())
+    restored = restore.run(repository, point, directory, image_format, disks, replace, False, Silent())
     return [Path(image.path) for image in restored]
 
 

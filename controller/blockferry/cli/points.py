@@ -1,8 +1,6 @@
-"""`blockferry list`, `show`, `restore` and `verify`: what is done with recovery points."""
+"""`blockferry list`, `show` and `verify`: what is known of recovery points."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import click
 
@@ -10,9 +8,7 @@ from blockferry import errors
 from blockferry.cli import output
 from blockferry.cli.settings import Settings, common_options
 from blockferry.jobs import catalog
-from blockferry.jobs import restore as restore_job
 from blockferry.jobs import verify as verify_job
-from blockferry.jobs.images import Format
 
 POINT_HELP = "POINT is a recovery point's id, the first characters of one, or `latest`."
 
@@ -40,55 +36,6 @@ def show(settings: Settings, vm: str, point: str) -> None:
         output.as_json(found)
     else:
         output.point(found)
-
-
-@click.command(epilog=POINT_HELP)
-@click.argument("vm")
-@click.argument("point", default="latest")
-@click.option(
-    "--to",
-    "directory",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Directory for the images; made when it is missing. One file for each disk: DISK-ALIAS.raw or .qcow2.",
-)
-@click.option(
-    "--format",
-    "image_format",
-    type=click.Choice(["raw", "qcow2"]),
-    default="raw",
-    show_default=True,
-    help="Format of the images. raw is sparse; qcow2 needs qemu-img and qemu-nbd on this machine.",
-)
-@click.option(
-    "--disk", "disks", multiple=True, metavar="DISK", help="Restore only this disk (id or alias); repeatable."
-)
-@click.option("--force", is_flag=True, help="Replace images that are there already.")
-@common_options
-def restore(
-    settings: Settings,
-    vm: str,
-    point: str,
-    directory: Path,
-    image_format: Format,
-    disks: tuple[str, ...],
-    force: bool,
-) -> None:
-    """
-    Restore the disks of a recovery point of VM (name or id) to image files.
-
-    Every chunk is checked before it is written. An image appears under its name when it is complete; until then it is
-    called .NAME.partial.
-    """
-    repository = settings.site().repository()
-    found = catalog.point(repository, vm, point)
-    with settings.progress() as progress:
-        images = restore_job.run(repository, found, directory, image_format, disks, force, progress)
-    if settings.machine:
-        output.as_json(images)
-    else:
-        for image in images:
-            output.line(f"{image.path}  {output.size(image.size)}, {output.size(image.data)} of data")
 
 
 @click.command(epilog=POINT_HELP + " Without VM, all recovery points are verified.")

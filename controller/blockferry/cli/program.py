@@ -18,7 +18,7 @@ from typing import NoReturn
 import click
 
 from blockferry import __version__, errors
-from blockferry.cli import agent, backup, compare, output, points, repository
+from blockferry.cli import agent, backup, compare, output, points, repository, restore
 
 LOG_VARIABLE = "BLOCKFERRY_LOG"
 
@@ -55,7 +55,7 @@ program.add_command(repository.repository)
 program.add_command(backup.backup)
 program.add_command(points.list_points)
 program.add_command(points.show)
-program.add_command(points.restore)
+program.add_command(restore.restore)
 program.add_command(points.verify)
 program.add_command(compare.compare)
 

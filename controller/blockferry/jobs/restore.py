@@ -1,27 +1,33 @@
-"""Restore disks of a recovery point to image files."""
+"""Restore disks of a recovery point to image files, or one of them to standard output."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from blockferry import errors
 from blockferry.jobs import images, selection
 from blockferry.jobs.progress import Progress
-from blockferry.repository import DiskManifest, Manifest, Repository
+from blockferry.jobs.upload import Gap
+from blockferry.repository import DiskManifest, DiskReader, Manifest, Piece, Repository
+from blockferry_agent.units import MiB
 
 # Characters of an alias that go into a file's name, which may have 255 with all that is added.
 MAX_NAME = 100
+
+ZEROS = bytes(1 * MiB)
 
 
 class Restored(msgspec.Struct, frozen=True):
     """
     An image that was restored.
 
-    path: where it is.  size: bytes of the disk.  data: bytes that were written; the rest reads as zeros.
+    path: where it is, "-" for standard output.  size: bytes of the disk.  data: bytes that were written; the rest reads
+    as zeros.  gaps: ranges that could not be read in the repository, zeros too.
     """
 
     disk_id: str
@@ -29,6 +35,7 @@ class Restored(msgspec.Struct, frozen=True):
     path: str
     size: int
     data: int
+    gaps: tuple[Gap, ...] = ()
 
 
 def run(
@@ -38,12 +45,14 @@ def run(
     image_format: images.Format,
     disks: Sequence[str],
     replace: bool,
+    skip_damaged: bool,
     progress: Progress,
 ) -> list[Restored]:
     """
     Restore the named disks (all when none is named) of `point` into `directory`, one after another.
 
     Every chunk is checked before it is written; an image gets its name when it is complete and on disk.
+    skip_damaged: what cannot be read becomes a gap, instead of an error.
 
     Raises NotFound, Conflict when an image is there and `replace` is false, Damaged, RepositoryError.
     """
@@ -59,9 +68,41 @@ def run(
             if path.exists():
                 raise errors.Conflict(f"{path} is there already.", "Use --force to replace it, or another directory.")
     return [
-        _restore_disk(repository, point, disk, path, image_format, progress)
+        _restore_disk(repository, point, disk, path, image_format, skip_damaged, progress)
         for disk, path in zip(chosen, paths, strict=True)
     ]
+
+
+def stream(
+    repository: Repository,
+    point: Manifest,
+    target: BinaryIO,
+    disks: Sequence[str],
+    skip_damaged: bool,
+    progress: Progress,
+) -> Restored:
+    """
+    Write the disk that is named, or the only one, to `target` from its beginning to its end, with all its zeros.
+
+    Raises as `run`, and Ambiguous when there are several disks. What was written before an error is of no use.
+    """
+    chosen = selection.disks(point.disks, disks, f"Recovery point {point.id}")
+    if len(chosen) != 1:
+        names = ", ".join(disk.alias for disk in chosen)
+        raise errors.Ambiguous(f"Standard output takes one disk, and these are {len(chosen)}: {names}.", "Add --disk.")
+    (disk,) = chosen
+
+    def write(piece: Piece) -> None:
+        for start in range(0, piece.length, len(ZEROS)):
+            part = ZEROS if piece.data is None else piece.data[start:]
+            target.write(part[: min(len(ZEROS), piece.length - start)])
+
+    try:
+        data, gaps = _read(repository, point, disk, write, skip_damaged, progress)
+        target.flush()
+    except OSError as error:
+        raise errors.RestoreError(f"Standard output cannot be written: {error.strerror or error}.") from None
+    return Restored(disk.id, disk.alias, "-", disk.size, data, gaps)
 
 
 def _restore_disk(
@@ -70,18 +111,54 @@ def _restore_disk(
     disk: DiskManifest,
     path: Path,
     image_format: images.Format,
+    skip_damaged: bool,
     progress: Progress,
 ) -> Restored:
-    data = 0
-    progress.begin(disk.id, f"restoring {disk.alias}", disk.size)
     with images.create(path, image_format, disk.size) as image:
-        for piece in repository.disk(point, disk.id).read():
+
+        def write(piece: Piece) -> None:
             if piece.data is not None:
                 image.write(piece.start, piece.data)
-                data += piece.length
-            progress.advance(disk.id, piece.start + piece.length, data)
+
+        data, gaps = _read(repository, point, disk, write, skip_damaged, progress)
+    return Restored(disk.id, disk.alias, str(path), disk.size, data, gaps)
+
+
+def _read(
+    repository: Repository,
+    point: Manifest,
+    disk: DiskManifest,
+    write: Callable[[Piece], None],
+    skip_damaged: bool,
+    progress: Progress,
+) -> tuple[int, tuple[Gap, ...]]:
+    """Write all pieces of a disk in their order; return the bytes of data, and what could not be read."""
+    data = 0
+    gaps: list[Gap] = []
+    reader = repository.disk(point, disk.id)
+    progress.begin(disk.id, f"restoring {disk.alias}", disk.size)
+    for piece in _without_damage(reader, gaps) if skip_damaged else reader.read():
+        write(piece)
+        data += 0 if piece.data is None else piece.length
+        progress.advance(disk.id, piece.start + piece.length, data)
     progress.end(disk.id)
-    return Restored(disk.id, disk.alias, str(path), disk.size, data)
+    return data, tuple(gaps)
+
+
+def _without_damage(reader: DiskReader, gaps: list[Gap]) -> Iterator[Piece]:
+    """Generate the pieces of a disk, and zeros for what cannot be read, which is added to `gaps`."""
+    position = 0
+    for entry in reader.entries(0, reader.size):
+        if entry.start > position:
+            yield Piece(position, entry.start - position, None)
+        try:
+            yield Piece(entry.start, entry.length, reader.part(entry, reader.chunk(entry.chunk)))
+        except errors.Damaged as error:
+            gaps.append(Gap(entry.start, entry.length, error.message))
+            yield Piece(entry.start, entry.length, None)
+        position = entry.end
+    if position < reader.size:
+        yield Piece(position, reader.size - position, None)
 
 
 def _paths(disks: Sequence[DiskManifest], directory: Path, image_format: images.Format) -> list[Path]:
