@@ -15,7 +15,7 @@ from blockferry.deploy import pki
 from blockferry_agent import config, server
 from blockferry_agent.nbd import Address
 from blockferry_proto import agent_pb2, agent_pb2_grpc
-from tests.lab import certificates, imageio, processes
+from tests.lab import certificates, imageio, places, processes
 
 
 class Host:
@@ -28,11 +28,9 @@ class Host:
         self.pki = pki.Authority.open(directory / "state")
         self._write("agent", self.pki.agent("host-1", "127.0.0.1"))
         (directory / "tls-ca.crt").write_bytes(self.pki.certificate)
-        (directory / "imageio").mkdir()
         authority = certificates.Authority(directory)
-        self.imageio = imageio.Daemon(
-            directory / "imageio", authority.issue("imageio", "127.0.0.1"), authority.pem, lab=directory
-        )
+        place = places.Here(directory, lab=directory)
+        self.imageio = imageio.Daemon(place, authority.issue("imageio", place.address), authority.pem)
         self.imageio.wait()
 
     def close(self) -> None:

@@ -4,9 +4,10 @@ The `blockferry` configuration file of a lab.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from tests.lab import cache, processes
+from tests.lab import cache
 from tests.lab.lab import Lab
 
 NAME = "config.toml"
@@ -14,13 +15,13 @@ NAME = "config.toml"
 
 def write(lab: Lab, path: Path | None = None) -> Path:
     """
-    Write a configuration for the lab's engine and host; everything that it names is in the lab's directory.
+    Write a configuration for the lab's engine and hosts; everything that it names is in the lab's directory.
 
     path: default config.toml in the lab's directory; the repository and the controller's state go beside it. Wheels are kept
     between labs.
     """
     path = path or lab.directory / NAME
-    host = lab.host
+    agent = {"ssh_key_file": str(lab.client_key), **lab.host.place.agent_settings()}
     path.write_text(f"""\
 state = "{path.parent / "state"}"
 cache = "{cache.directory() / "controller"}"
@@ -35,12 +36,5 @@ ca_file = "{lab.ca}"
 url = "{path.parent / "repository"}"
 
 [agent]
-port = {processes.free_port()}
-directory = "{host.directory / "agent"}"
-ssh_key_file = "{host.ssh_client_key}"
-python = "{host.python}"
-control_socket = "{host.control_socket}"
-data_socket = "{host.data_socket}"
-nbd_directories = ["{host.directory / "run/vdsm/backup"}", "{host.directory / "run/vdsm/nbd"}"]
-""")
+{"".join(f"{name} = {json.dumps(value)}" + chr(10) for name, value in agent.items())}""")
     return path

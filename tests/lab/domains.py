@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +20,7 @@ import libvirt_qemu
 
 from tests.lab import errors, processes, storage
 from tests.lab.guest_image import GuestImage
+from tests.lab.places import Place
 from tests.lab.storage import Format
 
 Bus = Literal["virtio", "virtio-scsi"]
@@ -77,31 +75,33 @@ class Libvirtd:
     connection: may be used from any thread; valid until stop().
     """
 
-    def __init__(self, directory: Path, lab: Path) -> None:
-        """directory: for its files, short, because sockets go into it.  lab: the lab's directory."""
-        self.runtime = directory / "run"
-        self.socket = self.runtime / "libvirt/libvirt-sock"
-        configuration = directory / "cfg"
-        (configuration / "libvirt").mkdir(parents=True)
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.sockets = place.runtime / "libvirt"
+        home, configuration, cache = (place.libvirt / name for name in ("home", "cfg", "cache"))
+        for path in (place.libvirt, home, cache, configuration, self.sockets):
+            place.directory(path, "qemu")
         # No virtlogd, which would have to be started and reaped as well.
-        (configuration / "libvirt/qemu.conf").write_text('stdio_handler = "file"\n')
-        for path in (directory / "home", self.runtime, directory / "cache"):
-            path.mkdir()
-        for path in (directory, *directory.rglob("*")):
-            shutil.chown(path, processes.USER, processes.GROUP)
-        self._daemon = processes.Daemon(
-            [*processes.AS_USER, "libvirtd", "--timeout", "0"],
-            lab=lab,
-            log=directory / "libvirtd.log",
-            environment={
-                "HOME": str(directory / "home"),
-                "XDG_RUNTIME_DIR": str(self.runtime),
+        qemu_conf = place.directory(configuration / "libvirt", "qemu") / "qemu.conf"
+        qemu_conf.write_text('stdio_handler = "file"\n')
+        self._daemon = place.daemon(
+            "libvirtd",
+            ["libvirtd", "--timeout", "0"],
+            "qemu",
+            {
+                "HOME": str(home),
+                "XDG_RUNTIME_DIR": str(place.runtime),
                 "XDG_CONFIG_HOME": str(configuration),
-                "XDG_CACHE_HOME": str(directory / "cache"),
+                "XDG_CACHE_HOME": str(cache),
             },
         )
         # libvirt prints every error besides raising it.
         libvirt.registerErrorHandler(lambda context, error: None, None)
+
+    @property
+    def socket(self) -> Path:
+        """Where it is found from here; another path after a boot."""
+        return self.place.seen(self.sockets / "libvirt-sock")
 
     def connect(self) -> None:
         """Wait until it answers."""
@@ -206,8 +206,8 @@ class Domains:
 
     def kill(self, vm_id: str) -> None:
         self.running(vm_id)
-        pid = int((self._libvirtd.runtime / f"libvirt/qemu/run/{vm_id}.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
+        place = self._libvirtd.place
+        place.kill(int(place.seen(self._libvirtd.sockets / f"qemu/run/{vm_id}.pid").read_text()))
         processes.wait_for(f"the end of VM {vm_id}", lambda: self.state(vm_id) == "down")
 
     def pause(self, vm_id: str) -> None:

@@ -1,12 +1,12 @@
 """
 The lab's hypervisor: what vdsm does for the engine, with real libvirt, QEMU, qemu-nbd, ovirt-imageio and sshd.
 
-All of the host's files are under one directory:
+Where its daemons run is a matter of its place.  Each place has
 
-    storage/<disk>/<volume>       volumes
-    run/vdsm/backup/<backup>      sockets of live backups (served by the VM's own QEMU)
-    run/vdsm/nbd/<transfer>.sock  sockets of qemu-nbd
-    run/imageio/{control,data}.sock
+    storage/<disk>/<volume>       volumes, the same for all hosts of a lab
+    backups/<backup>              sockets of live backups (served by the VM's own QEMU)
+    nbd/<transfer>.sock           sockets of qemu-nbd
+    Image I/O's control socket and data socket
 
 Methods may be called from any thread.  Each raises errors.HostError with vdsm's code when libvirt, QEMU or vdsm's
 own rules refuse.
@@ -14,6 +14,7 @@ own rules refuse.
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -23,10 +24,8 @@ from tests.lab import (
     backups,
     certificates,
     domains,
-    host_python,
     imageio,
     nbd,
-    processes,
     snapshots,
     sshd,
     storage,
@@ -35,57 +34,56 @@ from tests.lab.backups import BackupDisk, CheckpointSpec
 from tests.lab.domains import State, VmSpec
 from tests.lab.guest import Guest
 from tests.lab.guest_image import GuestImage
+from tests.lab.places import Place
 from tests.lab.storage import Format, Volume
 
 
 class Host:
     """
     before_ticket: called with each ticket before the daemon gets it, when its NBD server runs already: what an
-    independent tool copies then is what a backup must hold.
-    address: of imageio and sshd.  python: the Python that an agent finds here, 3.9 as on EL9.
-    ssh_public_key: "ssh-ed25519 AAAA…".  ssh_fingerprint: "SHA256:…".
+    independent tool copies then is what a backup must hold.  The ticket's url is as it is seen from here.
+    address: of imageio and sshd.  place: where it is.  login: the way in.  volumes: the lab's storage.
     """
 
-    def __init__(self, directory: Path, ca: certificates.Authority, lab: Path) -> None:
-        """Start the host's daemons and wait until they answer.  lab: the lab's directory."""
+    def __init__(self, name: str, place: Place, login: sshd.Login, volumes: Path, ca: certificates.Authority) -> None:
+        """
+        Start the host's daemons and wait until they answer.
+
+        place, login: their own; stop() stops the login.  volumes: the lab's storage, found under this path at the place.
+        """
         self.id = str(uuid.uuid4())
-        self.name = "host1"
-        self.address = "127.0.0.1"
-        self.directory = directory
-        self.python = host_python.build()
+        self.name = name
+        self.address = place.address
+        self.place = place
+        self.login = login
+        self.volumes = volumes
         self.before_ticket: Callable[[dict[str, object]], None] | None = None
         image = GuestImage.build()
 
-        for path in ("libvirt", "run/imageio", "boot"):
-            (directory / path).mkdir(parents=True)
-        for path in ("guests", "storage", "run/vdsm/backup", "run/vdsm/nbd", "transient_disks"):
-            (directory / path).mkdir(parents=True)
-            shutil.chown(directory / path, processes.USER, processes.GROUP)
+        boot = place.files / "boot"
+        boot.mkdir()
+        guests = place.directory(place.files / "guests", "qemu")
+        place.directory(place.backups, "vdsm")
+        place.directory(place.nbd, "vdsm")
 
-        # All three start at the same time.
-        self._libvirtd = domains.Libvirtd(directory / "libvirt", lab)
-        certificate = ca.issue("host", self.address, "localhost")
-        self._imageio = imageio.Daemon(directory / "run/imageio", certificate, ca.pem, lab)
-        self._sshd = sshd.Sshd(directory / "sshd", sshd.new_key(directory / "client_key"), lab)
+        # Both start at the same time.
+        self._libvirtd = domains.Libvirtd(place)
+        self._imageio = imageio.Daemon(place, ca.issue(name, self.address, "localhost"), ca.pem)
+        self.wait()
+
+        self._domains = domains.Domains(self._libvirtd, image.copy_to(boot), guests)
+        self._backups = backups.Backups(self._domains, place.backups)
+        self._nbd = nbd.Servers(place)
+
+    def wait(self) -> None:
+        """Wait until its daemons answer, after a boot for example."""
+        self.login.wait()
         self._libvirtd.connect()
         self._imageio.wait()
-        self._sshd.wait()
-
-        self._domains = domains.Domains(self._libvirtd, image.copy_to(directory / "boot"), directory / "guests")
-        self._backups = backups.Backups(self._domains, directory / "run/vdsm/backup")
-        self._nbd = nbd.Servers(directory / "run/vdsm/nbd", directory / "transient_disks", directory / "nbd.log", lab)
 
     @property
     def imageio_port(self) -> int:
         return self._imageio.port
-
-    @property
-    def control_socket(self) -> Path:
-        return self._imageio.control_socket
-
-    @property
-    def data_socket(self) -> Path:
-        return self._imageio.data_socket
 
     @property
     def libvirt_socket(self) -> Path:
@@ -93,32 +91,39 @@ class Host:
         return self._libvirtd.socket
 
     @property
+    def directory(self) -> Path:
+        """For files of a host that is here, an agent's for example."""
+        return self.place.files
+
+    @property
+    def python(self) -> Path:
+        """The Python that an agent finds."""
+        return self.place.python
+
+    @property
     def ssh_port(self) -> int:
-        return self._sshd.ssh_port
+        return self.login.ssh_port
 
     @property
     def ssh_public_key(self) -> str:
-        return self._sshd.ssh_public_key
+        """ "ssh-ed25519 AAAA…"."""
+        return self.login.ssh_public_key
 
     @property
     def ssh_fingerprint(self) -> str:
-        return self._sshd.ssh_fingerprint
-
-    @property
-    def ssh_client_key(self) -> Path:
-        """A private key with which root may log in."""
-        return self._sshd.client_key
+        """ "SHA256:…"."""
+        return self.login.ssh_fingerprint
 
     def ssh_command(self, *words: str) -> list[str]:
         """The ssh command that runs words as root on the host (or logs in)."""
-        return sshd.command(self._sshd, *words)
+        return sshd.command(self.login, *words)
 
     def stop(self) -> None:
         """Stop the daemons.  VMs go on until the lab's reaper comes."""
         self._nbd.stop_all()
-        self._sshd.stop()
         self._imageio.stop()
         self._libvirtd.stop()
+        self.login.stop()
 
     # VMs. Their domains are transient, as in oVirt: libvirt forgets checkpoints when the VM stops, qcow2 files keep
     # the bitmaps.
@@ -234,7 +239,7 @@ class Host:
 
     def volume_path(self, disk_id: str, volume_id: str) -> Path:
         """Where a volume of a disk lives (or will live)."""
-        return self.directory / "storage" / disk_id / volume_id
+        return self.volumes / disk_id / volume_id
 
     def extend_disk(self, vm_id: str, disk_id: str, size: int) -> None:
         """Make a disk of a VM, running or not, larger. size: bytes."""
@@ -309,7 +314,7 @@ class Host:
     def add_ticket(self, ticket: dict[str, object]) -> None:
         """ticket: what the engine sends, with its id in "uuid"."""
         if self.before_ticket is not None:
-            self.before_ticket(ticket)
+            self.before_ticket({**ticket, "url": self._seen(str(ticket["url"]))})
         self._imageio.add_ticket(ticket)
 
     def get_ticket(self, ticket_id: str) -> dict[str, object] | None:
@@ -327,3 +332,10 @@ class Host:
     def restart_imageio(self) -> None:
         """Restart the daemon on the same port and sockets; it forgets every ticket."""
         self._imageio.restart()
+
+    def _seen(self, url: str) -> str:
+        """A ticket's url, with the path that its socket has from here."""
+        match = re.fullmatch(r"(nbd:unix:|file://)([^:]+)(.*)", url)
+        assert match is not None, url
+        scheme, path, export = match.groups()
+        return f"{scheme}{self.place.seen(Path(path))}{export}"

@@ -6,35 +6,41 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shutil
 import socket
 import sys
 from pathlib import Path
 
-from tests.lab import errors, processes
+from tests.lab import errors
 from tests.lab.certificates import Certificate
+from tests.lab.places import Place
 
 
 class Daemon:
     """
-    port: HTTPS on 127.0.0.1.  control_socket: tickets.  data_socket: images for clients on the host, plain HTTP.
+    port: HTTPS at the place's address.  control_socket: tickets.  data_socket: images for clients on the host, plain
+    HTTP; it may be an abstract one ("@…").
     """
 
-    def __init__(self, directory: Path, certificate: Certificate, ca: Path, lab: Path) -> None:
-        self.port = processes.free_port()
-        self.control_socket = directory / "control.sock"
-        self.data_socket = directory / "data.sock"
-        self._directory = directory
-        self._lab = lab
-        (directory / "conf.d").mkdir()
-        (directory / "conf.d/60-vdsm.conf").write_text(self._configuration(certificate, ca))
+    def __init__(self, place: Place, certificate: Certificate, ca: Path) -> None:
+        self.port = place.imageio_port
+        self.control_socket = place.control_socket
+        self.data_socket = place.data_socket
+        self._place = place
+        directory = place.directory(place.imageio, "ovirtimg")
+        for source, name in ((certificate.certificate, "cert.pem"), (certificate.key, "key.pem"), (ca, "ca.pem")):
+            shutil.copy(source, directory / name)
+            os.chown(directory / name, directory.stat().st_uid, directory.stat().st_gid)
+        configuration = place.directory(place.imageio / "conf.d", "ovirtimg") / "60-vdsm.conf"
+        configuration.write_text(self._configuration())
         self.start()
 
     def start(self) -> None:
         """Returns at once; wait() waits."""
-        self._process = processes.Daemon(
-            [Path(sys.executable).with_name("ovirt-imageio"), "--conf-dir", self._directory],
-            lab=self._lab,
-            log=self._directory / "daemon.log",
+        program = Path(sys.executable).with_name("ovirt-imageio")
+        self._process = self._place.daemon(
+            "ovirt-imageio", [program, "--conf-dir", self._place.imageio], "ovirtimg", {}
         )
 
     def wait(self) -> None:
@@ -71,7 +77,7 @@ class Daemon:
         _check(*self._send(method, ticket_id, body))
 
     def _send(self, method: str, ticket_id: str, body: object = None) -> tuple[int, bytes]:
-        connection = _UnixConnection(self.control_socket)
+        connection = _UnixConnection(self._place.seen(self.control_socket))
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method, f"/tickets/{ticket_id}", data)
@@ -90,29 +96,31 @@ class Daemon:
             return False
         return True
 
-    def _configuration(self, certificate: Certificate, ca: Path) -> str:
+    def _configuration(self) -> str:
+        place = self._place
+        data_socket = place.data_socket.replace("@", "\0", 1)
         return f"""
 [daemon]
 systemd_enable = false
 drop_privileges = false
-run_dir = {self._directory}
+run_dir = {place.control_socket.parent}
 [tls]
 enable = true
-key_file = {certificate.key}
-cert_file = {certificate.certificate}
-ca_file = {ca}
+key_file = {place.imageio}/key.pem
+cert_file = {place.imageio}/cert.pem
+ca_file = {place.imageio}/ca.pem
 [remote]
-host = 127.0.0.1
+host = {place.address}
 port = {self.port}
 [local]
 enable = true
-socket = {self.data_socket}
+socket = {data_socket}
 [control]
 transport = unix
-socket = {self.control_socket}
+socket = {place.control_socket}
 remove_timeout = 10
 [profile]
-filename = {self._directory}/profile
+filename = {place.control_socket.parent}/profile
 [handlers]
 keys = stderr
 [logger_root]

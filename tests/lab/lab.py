@@ -1,9 +1,11 @@
 """
-A whole oVirt in a box: one engine simulator, one host, one certificate authority, one directory.
+A whole oVirt in a box: one engine simulator, its hosts, one storage, one certificate authority, one directory.
 
     with Lab.up() as lab:
         vm = lab.new_vm("db01")
         vm.guest.run("echo hello >/mnt/vda/hello")
+
+The host is on this machine, or, in Lab.up(machines=["bullseye", "trixie"]), each is a machine of its own.
 
 When the lab's owner ends, however it ends, nothing of the lab is left (see `reaper`).
 """
@@ -20,11 +22,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab import certificates, processes, reaper, storage
+from tests.lab import certificates, places, processes, reaper, sshd, storage
 from tests.lab.domains import Bus, DiskSpec, VmSpec
 from tests.lab.errors import LabError
 from tests.lab.guest import Guest
 from tests.lab.host import Host
+from tests.lab.machines import fleet, support
+from tests.lab.machines.machine import Machine
+from tests.lab.machines.roots import Release
 from tests.lab.storage import Format
 
 if TYPE_CHECKING:
@@ -112,10 +117,11 @@ class Vm:
 class Lab:
     """
     directory: everything is in it.  ca: the engine's CA, PEM.  username, password: of the engine.
+    client_key: with which root may log in on every host.  hosts: in their order.  machines: the hosts' own, if any.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Start everything.  directory: of the reaper's making."""
+    def __init__(self, directory: Path, machines: Sequence[Release] = ()) -> None:
+        """Start everything.  directory: of the reaper's making.  machines: releases of hosts that are machines."""
         # Imported here because the engine's simulator imports the host's modules beside this one.
         from tests.lab.engine import EngineSimulator
 
@@ -127,11 +133,18 @@ class Lab:
         self.password_file = directory / "password"
         self.password_file.touch(mode=0o600)
         self.password_file.write_text(self.password + "\n")
-        self.host = Host(directory / "host", authority, lab=directory)
+        self.client_key = sshd.new_key(directory / "client_key")
+        volumes = directory / "storage"
+        self.machines: list[Machine] = []
+        if machines:
+            self.machines = fleet.boot(directory, machines, self.client_key, volumes)
+            self.hosts = fleet.hosts(directory, self.machines, volumes, authority)
+        else:
+            self.hosts = [_host_here(directory, self.client_key, volumes, authority)]
         self.engine: EngineSimulator = EngineSimulator(
             directory / "engine",
             ca=authority,
-            hosts=[self.host],
+            hosts=self.hosts,
             username=self.username,
             password=self.password,
         )
@@ -139,25 +152,34 @@ class Lab:
 
     @classmethod
     @contextlib.contextmanager
-    def up(cls, directory: Path | None = None) -> Iterator[Lab]:
+    def up(cls, directory: Path | None = None, machines: Sequence[Release] = ()) -> Iterator[Lab]:
         """
         Run a lab for the length of a with statement.
 
         directory: must not exist; its name must be short, because sockets go into it.  Default: a new one in
-        /var/tmp.  Raises LabError when something is missing on this machine.
+        /var/tmp.  machines: one for each host; none: the one host is on this machine.
+        Raises LabError when something is missing on this machine.
         """
         check_machine()
+        if machines and (reason := support.unavailable()):
+            raise LabError(reason)
         reaper.sweep()
         keeper = reaper.Reaper(directory)
         try:
-            lab = cls(keeper.directory)
+            lab = cls(keeper.directory, machines)
             try:
                 yield lab
             finally:
                 lab.engine.stop()
-                lab.host.stop()
+                for host in lab.hosts:
+                    host.stop()
         finally:
             keeper.release()
+
+    @property
+    def host(self) -> Host:
+        """The first one, in most labs the only one."""
+        return self.hosts[0]
 
     def new_vm(
         self,
@@ -165,8 +187,14 @@ class Lab:
         disks: Sequence[NewDisk] = DEFAULT_DISKS,
         *,
         start: bool = True,
+        host: Host | None = None,
     ) -> Vm:
-        """Make a VM with its disks, known to the engine; booted when start is true.  name: default, a new one."""
+        """
+        Make a VM with its disks, known to the engine; booted when start is true.
+
+        name: default, a new one.  host: on which it lives, default the first.
+        """
+        host = host or self.host
         vm_id = str(uuid.uuid4())
         spec = VmSpec(
             id=vm_id,
@@ -174,9 +202,9 @@ class Lab:
             disks=tuple(self._new_disks(disks)),
             memory=GUEST_MEMORY,
         )
-        self.host.define_vm(spec)
-        self.engine.add_vm(spec)
-        vm = Vm(self.host, vm_id)
+        host.define_vm(spec)
+        self.engine.add_vm(spec, host)
+        vm = Vm(host, vm_id)
         if start:
             vm.start()
         return vm
@@ -199,6 +227,14 @@ class Lab:
                 path=path,
                 size=disk.size,
             )
+
+
+def _host_here(directory: Path, client_key: Path, volumes: Path, ca: certificates.Authority) -> Host:
+    files = directory / "host"
+    files.mkdir()
+    place = places.Here(files, directory)
+    place.directory(volumes, "vdsm")
+    return Host("host1", place, sshd.Sshd(files / "sshd", client_key, directory), volumes, ca)
 
 
 def check_machine() -> None:

@@ -9,7 +9,8 @@ import socket
 import threading
 from pathlib import Path
 
-from tests.lab import errors, processes, storage
+from tests.lab import errors, storage
+from tests.lab.places import Place, Service
 from tests.lab.storage import Format
 
 
@@ -18,13 +19,10 @@ class Servers:
     The host's NBD servers: one qemu-nbd, with one unix socket, per transfer.
     """
 
-    def __init__(self, directory: Path, overlays: Path, log: Path, lab: Path) -> None:
-        """directory, overlays: for sockets and for temporary volumes, both owned by QEMU's user."""
-        self._directory = directory
-        self._overlays = overlays
-        self._log = log
-        self._lab = lab
-        self._servers: dict[str, processes.Daemon] = {}
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._overlays = place.directory(place.files / "transient_disks", "vdsm")
+        self._servers: dict[str, Service] = {}
         self._lock = threading.Lock()
 
     def start(
@@ -54,7 +52,7 @@ class Servers:
             server = self._servers.pop(transfer_id, None)
         if server is not None:
             server.stop()
-            self._socket(transfer_id).unlink(missing_ok=True)
+            self._place.seen(self._socket(transfer_id)).unlink(missing_ok=True)
 
     def stop_all(self) -> None:
         for transfer_id in list(self._servers):
@@ -70,6 +68,7 @@ class Servers:
         backing_chain: bool,
     ) -> str:
         address = self._socket(transfer_id)
+        seen = self._place.seen(address)
         command = ["qemu-nbd", "--socket", str(address), "--persistent", "--shared=8"]
         command += ["--export-name=", "--cache=none", "--aio=native"]
         if format != "raw":
@@ -81,19 +80,19 @@ class Servers:
         if bitmap is not None:
             command.append(f"--bitmap={bitmap}")
         command.append("json:" + json.dumps(_image(path, format, backing_chain)))
-        server = processes.Daemon([*processes.AS_USER, *command], lab=self._lab, log=self._log)
+        server = self._place.daemon(f"vdsm-nbd-{transfer_id}", command, "vdsm", {}, lasting=False)
         try:
-            server.wait_until(lambda: _greets(address))
+            server.wait_until(lambda: _greets(seen))
         except errors.LabError as error:
             server.stop()
             raise errors.HostError(str(error)) from error
-        address.chmod(0o660)
+        seen.chmod(0o660)
         with self._lock:
             self._servers[transfer_id] = server
         return f"nbd:unix:{address}"
 
     def _socket(self, transfer_id: str) -> Path:
-        return self._directory / f"{transfer_id}.sock"
+        return self._place.nbd / f"{transfer_id}.sock"
 
 
 def _image(path: Path, format: Format, backing_chain: bool) -> dict[str, object]:

@@ -33,13 +33,14 @@ class Result(NamedTuple):
 class Operator:
     """
     directory: where the configuration is, with the repository and the controller's state beside it.
+    environment: of the commands.
     """
 
     def __init__(self, lab: Lab, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = configuration.write(lab, directory / configuration.NAME)
-        self._environment = {**os.environ, "BLOCKFERRY_CONFIG": str(self.config), processes.MARK: str(lab.directory)}
+        self.environment = {**os.environ, "BLOCKFERRY_CONFIG": str(self.config), processes.MARK: str(lab.directory)}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a command; the caller waits for it."""
@@ -49,7 +50,7 @@ class Operator:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=self._environment,
+            env=self.environment,
         )
 
     def run(self, *words: str, timeout: float = 240) -> Result:

@@ -1,14 +1,14 @@
 """
 Volumes: qcow2 and raw files, their bitmaps and backing files, made and inspected with qemu-img.
 
-Every volume belongs to QEMU's user, mode 0660, as vdsm makes them.
+Every volume belongs to the owner of the storage, mode 0660, as vdsm makes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -43,13 +43,15 @@ def create(path: Path, format: Format, size: int, backing: Path | None = None) -
     """
     if path.exists():
         raise errors.HostError(f"Volume {path} exists already")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir()
+        _give_to_owner(path.parent, 0o755)
     options = ["-o", "compat=1.1"] if format == "qcow2" else []
     if backing is not None:
         # Unsafe means that qemu-img does not open the backing file, which QEMU may have locked.
         options += ["-u", "-b", str(backing), "-F", info(backing).format]
     _qemu_img("create", "-q", "-f", format, *options, path, str(size))
-    _give_to_qemu(path)
+    _give_to_owner(path, 0o660)
 
 
 def create_ext4(path: Path, format: Format, size: int) -> None:
@@ -64,7 +66,7 @@ def create_ext4(path: Path, format: Format, size: int) -> None:
         )
         if format == "qcow2":
             _qemu_img("convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1", raw, path)
-            _give_to_qemu(path)
+            _give_to_owner(path, 0o660)
     finally:
         if raw != path:
             raw.unlink()
@@ -144,6 +146,8 @@ def _qemu_img(*arguments: str | Path) -> str:
         raise errors.HostError(str(error)) from error
 
 
-def _give_to_qemu(path: Path) -> None:
-    shutil.chown(path, processes.USER, processes.GROUP)
-    path.chmod(0o660)
+def _give_to_owner(path: Path, mode: int) -> None:
+    """Give a file to whom the directory belongs that it is in."""
+    owner = path.parent.stat()
+    os.chown(path, owner.st_uid, owner.st_gid)
+    path.chmod(mode)

@@ -48,11 +48,13 @@ class Copies:
 def watching(lab: Lab, directory: Path) -> Iterator[Copies]:
     """Copy every disk that is offered for reading, into `directory`, until the block ends."""
     copies = Copies(lab, directory)
-    lab.host.before_ticket = copies.copy
+    for host in lab.hosts:
+        host.before_ticket = copies.copy
     try:
         yield copies
     finally:
-        lab.host.before_ticket = None
+        for host in lab.hosts:
+            host.before_ticket = None
 
 
 def equal(one: Path, other: Path) -> bool:

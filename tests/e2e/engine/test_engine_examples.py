@@ -204,7 +204,7 @@ def test_backup_example_hybrid(examples, lab, example_vm) -> None:
 
 
 def test_backup_example_live_and_cold(older_examples, lab, example_vm) -> None:
-    older_examples.engine.add_vm(example_vm.spec)
+    older_examples.engine.add_vm(example_vm.spec, lab.host)
     full_then_incremental_then_powered_off(older_examples, lab, example_vm)
 
 

@@ -15,6 +15,7 @@ from tests.lab.engine.model import (
     DataCenter,
     Disk,
     Event,
+    HostRow,
     Job,
     Snapshot,
     StorageDomain,
@@ -34,7 +35,7 @@ class Database:
         self.changed = threading.Condition(threading.RLock())
         self.data_centers: dict[str, DataCenter] = {}
         self.clusters: dict[str, Cluster] = {}
-        self.hosts: dict[str, Host] = {}
+        self.hosts: dict[str, HostRow] = {}
         self.storage_domains: dict[str, StorageDomain] = {}
         self.vms: dict[str, Vm] = {}
         self.disks: dict[str, Disk] = {}
@@ -48,7 +49,7 @@ class Database:
     @property
     def spm(self) -> Host:
         """The host that manages storage: where volumes are made, checked and removed."""
-        return next(iter(self.hosts.values()))
+        return next(row.host for row in self.hosts.values() if row.spm)
 
     def disks_of(self, vm: Vm) -> list[Disk]:
         return [self.disks[attachment.disk_id] for attachment in vm.attachments]

@@ -42,6 +42,16 @@ class Cluster:
         return self.level >= (4, 7)
 
 
+@dataclasses.dataclass
+class HostRow:
+    """A host as the engine sees it.  status: "up", "maintenance", "non_responsive"…"""
+
+    host: Host
+    cluster_id: str
+    spm: bool
+    status: str = "up"
+
+
 @dataclasses.dataclass(frozen=True)
 class StorageDomain:
     """A file domain on the host's own disk."""

@@ -4,6 +4,7 @@ The engine of the lab: its REST API over HTTPS, with a real host behind it.
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
 import time
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from tests.lab.host import Host
 
 class EngineSimulator:
     """
-    One data center with one cluster and one storage domain, on the hosts of the lab.
+    One data center with one cluster and one storage domain to begin with, on the hosts of the lab; the first is the SPM.
 
     username, password: of the one user.  events, faults, settings, cleanup: for tests.
     """
@@ -91,9 +92,8 @@ class EngineSimulator:
         self._server.stop()
         self._workers.stop()
 
-    def add_vm(self, spec: domains.VmSpec) -> model.Vm:
+    def add_vm(self, spec: domains.VmSpec, host: Host) -> model.Vm:
         """Make a VM that the host knows the engine's."""
-        host = next(iter(self._db.hosts.values()))
         return self._vms.add(spec, host, self._cluster.id, self._storage_domain.id)
 
     def add_storage_domain(self, name: str) -> str:
@@ -103,6 +103,20 @@ class EngineSimulator:
             self._db.storage_domains[domain.id] = domain
         return domain.id
 
+    def move_host(self, host: Host, cluster: str) -> None:
+        """Put a host into another cluster, made when there is none of that name."""
+        with self._db.changed:
+            found = [one for one in self._db.clusters.values() if one.name == cluster]
+            target = found[0] if found else dataclasses.replace(self._cluster, id=new_id(), name=cluster)
+            self._db.clusters[target.id] = target
+            self._db.hosts[host.id].cluster_id = target.id
+
+    def set_host_status(self, host: Host, status: str) -> None:
+        """status: "up", "maintenance", "non_responsive"…; nothing happens to the host itself."""
+        with self._db.changed:
+            self._db.hosts[host.id].status = status
+            self._db.changed.notify_all()
+
     def disk_of(self, transfer_id: str) -> str:
         """The id of the disk that a transfer reads or writes."""
         return self._db.transfers[transfer_id].disk_id
@@ -111,11 +125,13 @@ class EngineSimulator:
         major, minor = map(int, cluster_level.split("."))
         data_center = model.DataCenter(new_id(), "Default")
         self._cluster = model.Cluster(new_id(), "Default", (major, minor), data_center.id)
-        self._storage_domain = model.StorageDomain(new_id(), "data1", hosts[0].directory / "storage")
+        self._storage_domain = model.StorageDomain(new_id(), "data1", hosts[0].volumes)
         self._db.data_centers[data_center.id] = data_center
         self._db.clusters[self._cluster.id] = self._cluster
         self._db.storage_domains[self._storage_domain.id] = self._storage_domain
-        self._db.hosts |= {host.id: host for host in hosts}
+        for host in hosts:
+            spm = host is hosts[0]
+            self._db.hosts[host.id] = model.HostRow(host, self._cluster.id, spm)
 
     def _restart(self, seconds: float) -> None:
         """Commands of the real engine are persistent and go on after a restart; here they never stop."""

@@ -4,13 +4,14 @@ Sessions, the API's root, hosts, clusters, data centers, storage domains, templa
 
 from __future__ import annotations
 
+import shutil
+
 import flask
 
 from tests.lab.engine import model, rejections, xml
 from tests.lab.engine.routes import query
 from tests.lab.engine.routes.table import Table
 from tests.lab.engine.services import Services
-from tests.lab.host import Host
 
 _COLLECTIONS = (
     *("clusters", "datacenters", "disks", "events", "hosts", "imagetransfers", "jobs"),
@@ -47,23 +48,23 @@ def routes(services: Services) -> Table:
             found = query.selected(
                 list(db.hosts.values()),
                 {
-                    "id": lambda host: host.id,
-                    "name": lambda host: host.name,
-                    "address": lambda host: host.address,
-                    "hw_id": lambda host: host.id,
-                    "status": lambda _: "up",
-                    "cluster": lambda _: [cluster.name for cluster in db.clusters.values()],
+                    "id": lambda row: row.host.id,
+                    "name": lambda row: row.host.name,
+                    "address": lambda row: row.host.address,
+                    "hw_id": lambda row: row.host.id,
+                    "status": lambda row: row.status,
+                    "cluster": lambda row: db.clusters[row.cluster_id].name,
                     "datacenter": lambda _: [center.name for center in db.data_centers.values()],
                 },
             )
-            return xml.collection("hosts", [render_host(services, host) for host in found])
+            return xml.collection("hosts", [render_host(row) for row in found])
 
     @table.get(f"{xml.BASE}/hosts/<uuid:host_id>")
     def host(host_id: str) -> xml.Element:
         with db.changed:
             if host_id not in db.hosts:
                 raise rejections.NotFound
-            return render_host(services, db.hosts[host_id])
+            return render_host(db.hosts[host_id])
 
     @table.get(f"{xml.BASE}/clusters")
     def clusters() -> xml.Element:
@@ -180,7 +181,7 @@ def render_api(services: Services) -> xml.Element:
                 },
             },
             "summary": {
-                "hosts": {"active": len(db.hosts), "total": len(db.hosts)},
+                "hosts": {"active": sum(row.status == "up" for row in db.hosts.values()), "total": len(db.hosts)},
                 "storage_domains": {
                     "active": len(db.storage_domains),
                     "total": len(db.storage_domains),
@@ -194,8 +195,8 @@ def render_api(services: Services) -> xml.Element:
     )
 
 
-def render_host(services: Services, host: Host) -> xml.Element:
-    cluster_id = next(iter(services.db.clusters))
+def render_host(row: model.HostRow) -> xml.Element:
+    host = row.host
     return xml.entity(
         "host",
         f"hosts/{host.id}",
@@ -203,7 +204,7 @@ def render_host(services: Services, host: Host) -> xml.Element:
         {
             "name": host.name,
             "address": host.address,
-            "cluster": xml.Reference(f"clusters/{cluster_id}"),
+            "cluster": xml.Reference(f"clusters/{row.cluster_id}"),
             "hardware_information": {"uuid": host.id},
             "libvirt_version": {
                 "build": 0,
@@ -216,13 +217,13 @@ def render_host(services: Services, host: Host) -> xml.Element:
             "port": 54321,
             "protocol": "stomp",
             "se_linux": {"mode": "disabled"},
-            "spm": {"priority": 5, "status": "spm"},
+            "spm": {"priority": 5, "status": "spm" if row.spm else "none"},
             "ssh": {
                 "fingerprint": host.ssh_fingerprint,
                 "port": host.ssh_port,
                 "public_key": host.ssh_public_key,
             },
-            "status": "up",
+            "status": row.status,
             "type": "rhel",
             "version": {
                 "build": 6,
@@ -260,12 +261,14 @@ def render_data_center(center: model.DataCenter) -> xml.Element:
 
 
 def render_storage_domain(domain: model.StorageDomain) -> xml.Element:
+    space = shutil.disk_usage(domain.path)
     return xml.entity(
         "storage_domain",
         f"storagedomains/{domain.id}",
         domain.id,
         {
             "name": domain.name,
+            "available": space.free,
             "backup": False,
             "block_size": 512,
             "committed": 0,
@@ -277,6 +280,7 @@ def render_storage_domain(domain: model.StorageDomain) -> xml.Element:
             "storage_format": "v5",
             "supports_discard": True,
             "type": "data",
+            "used": space.used,
             "wipe_after_delete": False,
         },
     )

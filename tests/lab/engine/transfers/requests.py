@@ -159,7 +159,8 @@ class Transfers:
         backup = self._db.backups.get(request.backup_id or "")
         if backup is not None:
             return self._db.vms[backup.vm_id].host
-        return self._db.hosts.get(request.host_id or "") or next(iter(self._db.hosts.values()))
+        row = self._db.hosts.get(request.host_id or "")
+        return row.host if row else self._db.spm
 
     def _event(self, code: int, transfer: model.Transfer, correlation_id: str) -> None:
         disk = self._db.disks[transfer.disk_id]
