@@ -14,6 +14,7 @@ from tests.unit import recovery_points
 
 FAST = StorageDomain("id-fast", "fast", "nfs", 10 * GiB)
 SLOW = StorageDomain("id-slow", "slow", "iscsi", 3 * GiB)
+UNTOLD = StorageDomain("id", "untold", "nfs", None)
 DISK = recovery_points.disk("disk")
 
 
@@ -56,5 +57,6 @@ def test_nothing_is_guessed() -> None:
 def test_a_domain_that_is_full_is_found_before_anything_is_made() -> None:
     domains = Domains([SLOW], {}, None, {})
     domains.take(DISK, 2 * GiB)
-    with pytest.raises(errors.RestoreError, match=rf"needs {2 * GiB} bytes, and storage domain 'slow' has {GiB} left"):
+    assert Domains([UNTOLD], {}, None, {}).take(DISK, 2 * GiB) == UNTOLD
+    with pytest.raises(errors.RestoreError, match=r"needs 2048\.0 MiB, and storage domain 'slow' has 1024\.0 MiB left"):
         domains.take(DISK, 2 * GiB)

@@ -27,8 +27,7 @@ def domains(session: Session) -> list[StorageDomain]:
                 id=domain.id,
                 name=domain.name,
                 type=domain.storage.type.value if domain.storage and domain.storage.type else "unknown",
-                # None while the domain is in maintenance.
-                available=domain.available or 0,
+                available=domain.available,
             )
             for domain in found
             if domain.type == types.StorageDomainType.DATA

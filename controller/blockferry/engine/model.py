@@ -136,12 +136,12 @@ class NewDisk:
 
 @dataclasses.dataclass(frozen=True)
 class StorageDomain:
-    """available: bytes that are free, as the engine last heard."""
+    """available: bytes that are free, as the engine last heard; None when it does not say."""
 
     id: str
     name: str
     type: str
-    available: int
+    available: int | None
 
     @property
     def is_file(self) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from blockferry import errors
 from blockferry.engine import StorageDomain
 from blockferry.repository import DiskManifest
+from blockferry_agent.units import MiB
 
 
 class Domains:
@@ -46,9 +47,12 @@ class Domains:
         """
         domain = self._choose(disk)
         free = self._free[domain.id]
+        if free is None:
+            return domain
         if space > free:
             raise errors.RestoreError(
-                f"Disk '{disk.alias}' needs {space} bytes, and storage domain '{domain.name}' has {free} left for it.",
+                f"Disk '{disk.alias}' needs {space / MiB:.1f} MiB, and storage domain '{domain.name}' has"
+                f" {free / MiB:.1f} MiB left for it.",
                 "Make room there, or name another domain with --storage-domain.",
             )
         self._free[domain.id] = free - space

@@ -1,5 +1,5 @@
 """
-A relay between a disk's NBD server and whoever reads the disk, which a test can shut in the middle of the data.
+A relay between a disk's NBD server and whoever reads or writes the disk, which a test can shut in the middle of the data.
 
 So a fault comes when blocks flow, not before and not after, however fast the machine is.
 """
@@ -17,12 +17,14 @@ class Valve:
     """
     Passes everything, until `limit` bytes have come from the server: then nothing more but a hang-up, until it is opened.
 
-    path: its own socket.  limit: bytes, of all connections together.  Close it.
+    path: its own socket.  limit: bytes, of all connections together.  written: count what goes to the server instead.
+    Close it.
     """
 
-    def __init__(self, path: Path, server: Path, limit: int) -> None:
+    def __init__(self, path: Path, server: Path, limit: int, *, written: bool = False) -> None:
         self._server = str(server)
         self._limit = limit
+        self._written = written
         self._passed = 0
         self._ends: list[socket.socket] = []
         self._changed = threading.Condition()  # guards all above
@@ -64,9 +66,9 @@ class Valve:
     def _serve(self, reader: socket.socket, server: socket.socket) -> None:
         with reader, server, contextlib.suppress(OSError):
             server.connect(self._server)
-            answers = threading.Thread(target=self._pass, args=(server, reader, True), daemon=True)
+            answers = threading.Thread(target=self._pass, args=(server, reader, not self._written), daemon=True)
             answers.start()
-            self._pass(reader, server, False)
+            self._pass(reader, server, self._written)
             answers.join()
 
     def _pass(self, source: socket.socket, target: socket.socket, measured: bool) -> None:
