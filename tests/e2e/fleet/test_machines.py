@@ -164,6 +164,7 @@ def test_files_survive_a_reboot_and_a_loss_of_power(old: Machine) -> None:
     old.wait()
     assert old.run("cat", "/root/kept") == "all the same"
     assert ssh(old, "true") == ""
+    assert old.run("systemctl", "is-system-running").strip() == "running"
 
 
 def test_nothing_is_left_after_the_end() -> None:

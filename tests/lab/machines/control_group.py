@@ -26,16 +26,24 @@ def hierarchy() -> Path:
 
 
 def of_machine(lab: Path, name: str) -> Path:
-    """Make the group of a machine, if need be."""
+    """Make the group of a machine."""
     group = _of_lab(lab) / name
-    group.mkdir(parents=True, exist_ok=True)
+    group.mkdir(parents=True)
     return group
 
 
 def kill(group: Path) -> None:
-    """SIGKILL to every process in a group and below.  Returns when they are gone."""
+    """
+    SIGKILL to every process in a group and below, and remove it; fine when it is not there.
+
+    It cannot be used again: Linux 6.18 kills whoever is born into a group that was killed before.
+    """
+    if not group.exists():
+        return
     (group / "cgroup.kill").write_text("1")
     processes.wait_for(f"the end of {group}", lambda: _is_empty(group), timeout=30)
+    # The kernel may need a moment more before it lets a group go whose last process has ended.
+    processes.wait_for(f"the removal of {group}", lambda: _try_to_remove(group))
 
 
 def remove(lab: Path) -> None:
@@ -44,10 +52,7 @@ def remove(lab: Path) -> None:
         group = _of_lab(lab)
     except LabError:
         return  # no machine ever ran here
-    if group.exists():
-        kill(group)
-        # The kernel may need a moment more before it lets a group go whose last process has ended.
-        processes.wait_for(f"the removal of {group}", lambda: _try_to_remove(group))
+    kill(group)
 
 
 def _of_lab(lab: Path) -> Path:

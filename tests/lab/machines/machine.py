@@ -90,7 +90,6 @@ class Machine:
         for path in ("upper", "work", "root"):
             (directory / path).mkdir(parents=True)
         self._personalize()
-        self._group = control_group.of_machine(lab, self.name)
         self._wire = network.wire()
         self.address = self._wire.address
         self._options = [f"--bind{'' if bind.writable else '-ro'}={bind.source}:{bind.target}" for bind in binds]
@@ -113,6 +112,7 @@ class Machine:
 
     def start(self) -> None:
         """Turn it on; returns before it is up."""
+        self._group = control_group.of_machine(self._lab, self.name)
         self._launcher = processes.Daemon(
             [
                 *("nsenter", f"--net={self._wire.namespace.path}", "unshare", "--mount"),
