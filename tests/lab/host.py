@@ -314,7 +314,11 @@ class Host:
     def add_ticket(self, ticket: dict[str, object]) -> None:
         """ticket: what the engine sends, with its id in "uuid"."""
         if self.before_ticket is not None:
-            self.before_ticket({**ticket, "url": self._seen(str(ticket["url"]))})
+            seen = {**ticket, "url": self._seen(str(ticket["url"]))}
+            url = seen["url"]
+            self.before_ticket(seen)
+            if seen["url"] != url:
+                ticket = seen
         self._imageio.add_ticket(ticket)
 
     def get_ticket(self, ticket_id: str) -> dict[str, object] | None:
