@@ -41,7 +41,8 @@ from tests.lab.storage import Format, Volume
 class Host:
     """
     before_ticket: called with each ticket before the daemon gets it, when its NBD server runs already: what an
-    independent tool copies then is what a backup must hold.  The ticket's url is as it is seen from here.
+    independent tool copies then is what a backup must hold.  The ticket's url is as it is seen
+    from here; another one in its place goes into the daemon's ticket.
     address: of imageio and sshd.  place: where it is.  login: the way in.  volumes: the lab's storage.
     """
 
@@ -314,11 +315,11 @@ class Host:
     def add_ticket(self, ticket: dict[str, object]) -> None:
         """ticket: what the engine sends, with its id in "uuid"."""
         if self.before_ticket is not None:
-            seen = {**ticket, "url": self._seen(str(ticket["url"]))}
-            url = seen["url"]
-            self.before_ticket(seen)
-            if seen["url"] != url:
-                ticket = seen
+            url = self._seen(str(ticket["url"]))
+            shown = {**ticket, "url": url}
+            self.before_ticket(shown)
+            if shown["url"] != url:
+                ticket = shown
         self._imageio.add_ticket(ticket)
 
     def get_ticket(self, ticket_id: str) -> dict[str, object] | None:

@@ -118,7 +118,11 @@ class Machine:
                 *("nsenter", f"--net={self._wire.namespace.path}", "unshare", "--mount"),
                 *("sh", "-euc", LAUNCHER, "sh", self._group, self._directory, self._base),
                 *("--quiet", "--boot", "--register=no", "--keep-unit", "--settings=no", "--console=pipe"),
-                *("--network-namespace-path=/proc/self/ns/net", "--capability=CAP_NET_ADMIN"),
+                *(
+                    "--network-namespace-path=/proc/self/ns/net",
+                    "--capability=CAP_NET_ADMIN",
+                    "--system-call-filter=bpf",
+                ),
                 *("--link-journal=no", "--resolv-conf=off", "--timezone=off", f"--machine={self.name}"),
                 *self._options,
             ],
