@@ -185,9 +185,13 @@ def test_next_lab_clears_up_when_the_reaper_is_killed_too() -> None:
         os.kill(reaper_of(lab), signal.SIGKILL)
         holder.kill()
     assert lab.exists()
-    # Another lab that starts just now may sweep as well.
-    reaper.sweep()
-    processes.wait_for("the sweep", lambda: not lab.exists(), timeout=90)
+
+    def swept() -> bool:
+        """Nothing is done as long as the reaper is not quite dead, and while another lab sweeps."""
+        reaper.sweep()
+        return not lab.exists()
+
+    processes.wait_for("the sweep", swept, timeout=90)
     assert_nothing_is_left(lab, address)
 
 
