@@ -10,8 +10,9 @@ Write one disk: content from the repository, through whatever transport carries 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -24,10 +25,16 @@ from blockferry.transport.ladder import Ladder, Opened
 from blockferry.transport.uploading import Upload
 from blockferry_agent import digest
 from blockferry_agent.blocks import Block, Kind, Known, Range
-from blockferry_agent.units import GiB
+from blockferry_agent.units import GiB, KiB
 
 COMPARED_SPAN = 1 * GiB
 """Bytes that are compared before what differs in them is written; also the longest block of zeros."""
+
+GRAIN = 64 * KiB
+"""Bytes: what a bitmap of oVirt's tells apart, and what is written at least."""
+
+MOST = 0.5
+"""The share that makes it worth while to look twice at what differs."""
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -89,6 +96,7 @@ class _Writing:
         self._position = 0
         self._data = self._zeros = 0
         self._carriers: list[Carrier] = []
+        self._grains_spare = True
         # By their starts: what is sent again after a break is met again, too.
         self._gaps: dict[int, Gap] = {}
 
@@ -134,21 +142,42 @@ class _Writing:
             return
         while self._position < self._reader.size:
             span = Range(self._position, min(COMPARED_SPAN, self._reader.size - self._position), False)
-            self._write_ranges(upload, list(upload.compare(self._known(span))))
+            self._write_ranges(upload, self._differences(upload, span))
             # Nothing behind the last difference differs.
             self._advance(span.end)
+
+    def _differences(self, upload: Upload, span: Range) -> list[Range]:
+        """
+        Return what differs in a span: by what is stored, in pieces as large as a window, and then by grains, because a
+        database changes a few of them in nearly every window.
+
+        The second look costs as much as writing may, where all of it differs; so it is taken where little differs, or
+        where it was worth it last time.
+        """
+        coarse = list(upload.compare(self._known(span)))
+        found = _length(coarse)
+        if found == 0 or (found > span.length * MOST and not self._grains_spare):
+            return coarse
+        fine = list(_joined(upload.compare(self._grains(coarse))))
+        self._grains_spare = _length(fine) <= found * MOST
+        return fine
 
     def _write_ranges(self, upload: Upload, ranges: Sequence[Range]) -> None:
         if not ranges:
             return
-        pending = _Pending(self._blocks(ranges))
-        for position in upload.write(pending, self._terms.window, self._terms.compress):
-            for block in pending.until(position):
-                if block.kind is Kind.ZERO:
-                    self._zeros += block.length
-                else:
-                    self._data += block.length
-            self._advance(position)
+        with contextlib.closing(self._blocks(ranges)) as blocks:
+            pending = _Pending(blocks)
+            for position in upload.write(pending, self._terms.window, self._terms.compress):
+                self._count(pending.until(position))
+                self._advance(position)
+
+    def _count(self, blocks: Iterable[Block]) -> None:
+        """Count blocks that are written."""
+        for block in blocks:
+            if block.kind is Kind.ZERO:
+                self._zeros += block.length
+            else:
+                self._data += block.length
 
     def _advance(self, position: int) -> None:
         self._position = position
@@ -167,27 +196,44 @@ class _Writing:
         if position < span.end:
             yield Known(position, span.end - position, b"")
 
+    def _grains(self, ranges: Sequence[Range]) -> Iterator[Known]:
+        """Generate what is known of ranges, in grains."""
+        for block in self._blocks(ranges):
+            for start in range(block.start, block.end, GRAIN):
+                length = min(GRAIN, block.end - start)
+                content = memoryview(block.data)[start - block.start :][:length]
+                yield Known(start, length, digest.xxh3(content) if block.kind is Kind.DATA else b"")
+
     def _digest(self, entry: Entry) -> bytes:
         """Return the digest of what an entry holds; of zeros when that cannot be read and is skipped."""
         content = self._content(entry)
         return b"" if content is None else digest.xxh3(content)
 
-    def _blocks(self, ranges: Iterable[Range]) -> Iterator[Block]:
+    def _blocks(self, ranges: Sequence[Range]) -> Generator[Block, None, None]:
         """Generate the blocks that the ranges shall hold, in disk order, without gaps within a range."""
-        for place in ranges:
-            position = place.start
-            for entry, content in self._contents(place):
-                yield from _zero(position, entry.start)
-                if content is None:
-                    yield from _zero(entry.start, entry.end)
-                else:
-                    yield Block(entry.start, entry.length, Kind.DATA, entry.digest or digest.xxh3(content), content)
-                position = entry.end
-            yield from _zero(position, place.end)
+        if not ranges:
+            return
+        places = iter(ranges)
+        place = next(places)
+        position = place.start
+        for entry, content in self._contents(ranges):
+            while entry.start >= place.end:
+                yield from _zero(position, place.end)
+                place = next(places)
+                position = place.start
+            yield from _zero(position, entry.start)
+            if content is None:
+                yield from _zero(entry.start, entry.end)
+            else:
+                yield Block(entry.start, entry.length, Kind.DATA, entry.digest or digest.xxh3(content), content)
+            position = entry.end
+        yield from _zero(position, place.end)
+        for place in places:
+            yield from _zero(place.start, place.end)
 
-    def _contents(self, place: Range) -> Iterator[tuple[Entry, memoryview | None]]:
-        """Generate the entries of a range with their content; None for what cannot be read and is skipped."""
-        entries = self._reader.entries(place.start, place.length)
+    def _contents(self, ranges: Iterable[Range]) -> Iterator[tuple[Entry, memoryview | None]]:
+        """Generate the entries of the ranges with their content; None for what cannot be read and is skipped."""
+        entries = itertools.chain.from_iterable(self._reader.entries(place.start, place.length) for place in ranges)
         if self._terms.skip_damaged:
             for entry in entries:
                 yield entry, self._content(entry)
@@ -226,6 +272,24 @@ class _Pending:
         """Generate those that end at the position or before, which are not under way any more."""
         while self._under_way and self._under_way[0].end <= position:
             yield self._under_way.popleft()
+
+
+def _length(ranges: Iterable[Range]) -> int:
+    return sum(place.length for place in ranges)
+
+
+def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Generate the same ranges, neighbours as one."""
+    last: Range | None = None
+    for place in ranges:
+        if last is not None and last.end == place.start:
+            last = last._replace(length=last.length + place.length)
+            continue
+        if last is not None:
+            yield last
+        last = place
+    if last is not None:
+        yield last
 
 
 def _zero(start: int, end: int) -> Iterator[Block]:

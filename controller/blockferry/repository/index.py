@@ -13,6 +13,8 @@ At most a few pages are in memory, whatever the size of the disk. `docs/format.m
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import struct
 import threading
 from collections import Counter, OrderedDict
@@ -227,8 +229,12 @@ class Index:
         """Generate the entries that touch a range (bytes), cut to it, in disk order. Raises Damaged."""
         end = start + length
         for number in self._page_numbers(start, length):
-            for entry in self.page(number):
-                if entry.end > start and entry.start < end:
+            page = self.page(number)
+            first = max(0, bisect.bisect_right(page, start, key=lambda entry: entry.start) - 1)
+            for entry in itertools.islice(page, first, None):
+                if entry.start >= end:
+                    break
+                if entry.end > start:
                     yield _part(entry, max(entry.start, start), min(entry.end, end))
 
     def broken_windows(self, start: int, length: int) -> frozenset[int]:
