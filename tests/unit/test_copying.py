@@ -16,6 +16,7 @@ from blockferry.jobs.copying import Copied, Stop
 from blockferry.jobs.progress import Silent
 from blockferry.repository import DiskWriter, Manifest, Repository
 from blockferry.repository import settings as settings_module
+from blockferry.transport import disk as disk_module
 from blockferry.transport.disk import Reading
 from blockferry.transport.ladder import Ladder
 from blockferry_agent import errors as agent_errors
@@ -54,7 +55,7 @@ def copy(
 ) -> Copied:
     stop = stop or Stop()
     terms = copying.Terms(disk.size, incremental, WINDOW)
-    ladder = Ladder([Way(disk)], memory_disks.target(disk.size), stop.pause)
+    ladder: Ladder[disk_module.Disk] = Ladder([Way(disk)], memory_disks.target(disk.size), stop.pause)
     return copying.copy(ladder, writer, terms, "system", stop, told or Told())
 
 
@@ -141,7 +142,7 @@ def test_limits_of_the_operator_go_along(
 ) -> None:
     disk, stop = Disk(bytes(image)), Stop()
     terms = copying.Terms(disk.size, False, WINDOW, setting, 400 * KiB)
-    ladder = Ladder([Way(disk)], memory_disks.target(disk.size), stop.pause)
+    ladder: Ladder[disk_module.Disk] = Ladder([Way(disk)], memory_disks.target(disk.size), stop.pause)
     copying.copy(ladder, writer, terms, "system", stop, Told())
     assert {(request.compress, request.bytes_per_second) for request in disk.requests} == {(compress, 400 * KiB)}
 

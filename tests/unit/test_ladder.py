@@ -53,7 +53,7 @@ def short_comeback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "COMEBACK", 0.0)
 
 
-def climber(*ways: Transport, pause: Callable[[float], None] = lambda seconds: None) -> Ladder:
+def climber(*ways: Transport, pause: Callable[[float], None] = lambda seconds: None) -> Ladder[Disk]:
     return Ladder(ways, TARGET, pause)
 
 

@@ -109,7 +109,7 @@ def image(seed: int, length: int = 6 * WINDOW) -> bytes:
 def write(
     repository: Repository, point: Manifest, *ways: Way, only_differences: bool = False, skip_damaged: bool = False
 ) -> Written:
-    ladder = Ladder(list(ways), memory_disks.target(ways[0].size), lambda seconds: None)  # type: ignore[arg-type]
+    ladder = Ladder(list(ways), memory_disks.target(ways[0].size), lambda seconds: None)
     terms = upload.Terms(WINDOW, False, "key", "web_Disk1", only_differences, skip_damaged)
     return upload.write(ladder, repository.disk(point, images.DISK), terms, Silent())  # type: ignore[arg-type]
 

@@ -118,7 +118,7 @@ class Copied(NamedTuple):
     carriers: tuple[Carrier, ...]
 
 
-def copy(ladder: Ladder, writer: DiskWriter, terms: Terms, label: str, stop: Stop, progress: Progress) -> Copied:
+def copy(ladder: Ladder[Disk], writer: DiskWriter, terms: Terms, label: str, stop: Stop, progress: Progress) -> Copied:
     """
     Copy what a backup of the disk needs; the writer got all blocks when this returns.
 
@@ -206,7 +206,7 @@ class _Copy:
 
     def __init__(
         self,
-        ladder: Ladder,
+        ladder: Ladder[Disk],
         writer: DiskWriter,
         terms: Terms,
         label: str,
@@ -236,7 +236,7 @@ class _Copy:
                 self._carry(opened)
         return self._carriers
 
-    def _carry(self, opened: Opened) -> None:
+    def _carry(self, opened: Opened[Disk]) -> None:
         """Copy through one transport, to the end of the disk or to where it breaks."""
         start, moved = self._position, self._tally.moved
         requests = _Requests(self._writer, self._terms)

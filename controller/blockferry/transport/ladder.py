@@ -13,8 +13,8 @@ Nearly every error is one of the way. That a ticket is refused or the disk's ser
 alone (a socket that it may not see or open), and asking another way costs seconds, while it never reads anything wrong:
 every block is checked when it arrives. Only these end the climb:
 
-    ReadFailed       the storage itself answered: it does so to everybody
-    BitmapMissing    the disk must be read whole, for which the backup begins again
+    ReadFailed, WriteFailed         the storage itself answered: it does so to everybody
+    BitmapMissing                   the disk must be read whole, for which the backup begins again
     RepositoryError, Interrupted    not of the data path at all
 """
 
@@ -23,10 +23,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from blockferry import errors
-from blockferry.transport.disk import Disk, Target, Transport
+from blockferry.transport.disk import Target
 from blockferry_agent import errors as agent_errors
 from blockferry_agent.units import MiB
 
@@ -37,11 +37,30 @@ MAX_BREAKS = 3
 COMEBACK = 15.0
 COMEBACK_PAUSE = 0.5
 
-_OF_THE_DISK = (agent_errors.ReadFailed, agent_errors.BitmapMissing)
+_OF_THE_DISK = (agent_errors.ReadFailed, agent_errors.WriteFailed, agent_errors.BitmapMissing)
 _OF_NEITHER = (errors.RepositoryError, errors.Interrupted)
 
 
-class Opened(NamedTuple):
+class OpenDisk(Protocol):
+    """A disk that is open, for reading (`disk.Disk`) or for writing (`uploading.Upload`)."""
+
+    def close(self) -> None: ...
+
+
+D = TypeVar("D", bound=OpenDisk)
+D_co = TypeVar("D_co", bound=OpenDisk, covariant=True)
+
+
+class Way(Protocol[D_co]):
+    """A transport (`disk.Transport`, `uploading.UploadTransport`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, target: Target) -> D_co: ...
+
+
+class Opened(NamedTuple, Generic[D]):
     """
     A disk, and how it came to be opened.
 
@@ -49,19 +68,19 @@ class Opened(NamedTuple):
     why: why the better ones do not, and how the last one broke, a sentence each; empty for a first choice.
     """
 
-    disk: Disk
+    disk: D
     transport: str
     why: str
 
 
-class Ladder:
+class Ladder(Generic[D]):
     """
     The ways to one disk. Used by one thread.
 
     transports: the best first.  pause: waits for so many seconds; what it raises ends the climb (`Stop.pause`).
     """
 
-    def __init__(self, transports: Sequence[Transport], target: Target, pause: Callable[[float], None]) -> None:
+    def __init__(self, transports: Sequence[Way[D]], target: Target, pause: Callable[[float], None]) -> None:
         self._transports = transports
         self._target = target
         self._pause = pause
@@ -72,7 +91,7 @@ class Ladder:
         self._reasons: dict[str, str] = {}
         self._hints: dict[str, str] = {}
 
-    def open(self) -> Opened:
+    def open(self) -> Opened[D]:
         """
         Open the disk through the first transport that answers and is not left out. The caller closes it.
 
@@ -95,7 +114,7 @@ class Ladder:
                 return Opened(disk, transport.name, self._why(self._transports[:number]))
         raise self._exhausted()
 
-    def broke(self, opened: Opened, error: errors.Error, position: int, carried: bool) -> None:
+    def broke(self, opened: Opened[D], error: errors.Error, position: int, carried: bool) -> None:
         """
         Note that the open disk failed with `error`, so that `open` finds another way; raise it when there is none.
 
@@ -113,7 +132,7 @@ class Ladder:
         if not carried or self._breaks[name] > MAX_BREAKS or isinstance(error, agent_errors.Busy):
             self._left_out.add(name)
 
-    def _open(self, transport: Transport) -> Disk:
+    def _open(self, transport: Way[D]) -> D:
         """Open one transport; one that broke just now gets some time to come back."""
         give_up = time.monotonic() + (COMEBACK if transport.name == self._last_broken else 0)
         while True:
@@ -129,7 +148,7 @@ class Ladder:
         self._reasons[name] = reason
         self._hints[name] = error.hint
 
-    def _why(self, better: Sequence[Transport]) -> str:
+    def _why(self, better: Sequence[Way[D]]) -> str:
         names = [transport.name for transport in better]
         if self._last_broken is not None and self._last_broken not in names:
             names.append(self._last_broken)

@@ -12,7 +12,7 @@ from typing import Any
 import ovirtsdk4
 import pytest
 
-from blockferry_agent.url import Address
+from blockferry_agent.nbd import Address
 from tests.component import nbd_servers
 from tests.e2e.restore.scene import Scene
 from tests.lab.lab import Lab, MiB
