@@ -16,6 +16,7 @@ from blockferry.jobs.copying import Copied, Stop
 from blockferry.jobs.progress import Silent
 from blockferry.repository import DiskWriter, Manifest, Repository
 from blockferry.repository import settings as settings_module
+from blockferry.transport import disk as disk_module
 from blockferry.transport import ladder
 from blockferry.transport.disk import Reading, Target
 from blockferry.transport.ladder import Ladder
@@ -130,7 +131,9 @@ def disk_content(seed: int) -> bytearray:
 
 def copy(writer: DiskWriter, disk: Disk, incremental: bool, ways: list[Frail], warned: Warned | None = None) -> Copied:
     stop = Stop()
-    climb = Ladder([*ways, memory_disks.Way(disk, "last")], memory_disks.target(disk.size), stop.pause)
+    climb: Ladder[disk_module.Disk] = Ladder(
+        [*ways, memory_disks.Way(disk, "last")], memory_disks.target(disk.size), stop.pause
+    )
     return copying.copy(
         climb, writer, copying.Terms(disk.size, incremental, WINDOW), "system", stop, warned or Warned()
     )
