@@ -81,7 +81,9 @@ class AgentUpload:
                     if not position <= reply.position <= feed.end:
                         raise self._nonsense(f"it wrote up to {reply.position}, and got blocks up to {feed.end}")
                     position = reply.position
-                    yield position
+                    # The last one waits for the summary, and for what that says.
+                    if not (feed.is_complete and position == feed.end):
+                        yield position
         except errors.Error:
             feed.close()
             # The stream that broke off is what the agent complains about; why it did is here.
@@ -138,11 +140,13 @@ class _Feed:
 
     When the blocks' maker raises, the stream breaks off, which the agent takes for what it is: nothing is complete.
 
-    end: of the last block that was taken.  sent: what the agent shall have written.  failure: of the blocks' maker.
+    end: of the last block that was taken.  is_complete: it was the last one of all.  sent: what the agent shall have
+    written.  failure: of the blocks' maker.
     """
 
     def __init__(self, target: agent_pb2.WriteTarget, blocks: Iterable[Block], compress: bool) -> None:
         self.end = 0
+        self.is_complete = False
         self.sent = agent_pb2.WriteSummary()
         self.failure: BaseException | None = None
         self._blocks = iter(blocks)
@@ -183,6 +187,7 @@ class _Feed:
             else:
                 self.sent.written_bytes += block.length
             yield message
+        self.is_complete = True
         end = agent_pb2.WriteEnd(blocks=self.sent.blocks)
         yield agent_pb2.WriteBlocksRequest(end=end).SerializeToString()
 
