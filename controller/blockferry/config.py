@@ -21,9 +21,11 @@ from blockferry_agent.units import GiB, KiB, MiB
 DEFAULT_PATH = Path("/etc/blockferry/config.toml")
 PATH_VARIABLE = "BLOCKFERRY_CONFIG"
 ENGINE_PASSWORD_VARIABLE = "BLOCKFERRY_ENGINE_PASSWORD"  # noqa: S105 -- the variable's name, no password
+REPOSITORY_PASSPHRASE_VARIABLE = "BLOCKFERRY_REPOSITORY_PASSPHRASE"  # noqa: S105 -- the variable's name, no passphrase
 SSH_PASSWORD_VARIABLE = "BLOCKFERRY_SSH_PASSWORD"  # noqa: S105 -- the variable's name, no password
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Durability = Literal["full", "none"]
 AskedMode = Literal["engine", "live", "hybrid"]
 TransportName = Literal["netcat", "grpc", "ssh", "imageio"]
 Ladder = Annotated[tuple[TransportName, ...], msgspec.Meta(min_length=1)]
@@ -64,16 +66,29 @@ class Repository(Section, frozen=True):
     """
     [repository]: where recovery points are kept.
 
-    url: a directory, as a path or a file:// URL.
+    url: a directory, as a path or a file:// URL, or a bucket: s3://, az:// or gs://.
+    passphrase_file: file with the passphrase of an encrypted repository alone, else BLOCKFERRY_REPOSITORY_PASSPHRASE.
+    key_file: its key file, in place of a passphrase; an exported master key is one, too.
+    durability: what a power failure may cost a directory: "full" nothing that was reported done; "none" flushes
+    nothing, so that points of the last half minute may be gone or damaged. Killing the controller costs nothing.
     """
 
     url: Text
+    passphrase_file: Path | None = None
+    key_file: Path | None = None
+    durability: Durability = "full"
 
     def below(self, directory: Path) -> Repository:
         """Return the same with a relative path taken from `directory`."""
         if "://" in self.url:
             return self
-        return Repository(url=str(directory / Path(self.url).expanduser()))
+        return msgspec.structs.replace(self, url=str(directory / Path(self.url).expanduser()))
+
+    def passphrase(self) -> str | None:
+        """Return the passphrase, None when there is none. Raises ConfigError."""
+        if self.passphrase_file is None and REPOSITORY_PASSPHRASE_VARIABLE not in os.environ:
+            return None
+        return _secret(self.passphrase_file, REPOSITORY_PASSPHRASE_VARIABLE, "repository.passphrase_file")
 
 
 class Backup(Section, frozen=True):
@@ -184,8 +199,17 @@ def load(path: Path | None = None) -> Config:
         raise errors.ConfigError(
             f"The configuration {path} cannot be used: {error}.", "The README lists every key."
         ) from None
+    _check_keys(path, loaded.repository)
     _check_ports(path, loaded.agent)
     return msgspec.structs.replace(loaded, repository=loaded.repository.below(path.parent.absolute()))
+
+
+def _check_keys(path: Path, repository: Repository) -> None:
+    if repository.passphrase_file is not None and repository.key_file is not None:
+        raise errors.ConfigError(
+            f"The configuration {path} cannot be used: it has both repository.passphrase_file and repository.key_file.",
+            "Keep the one that opens the repository.",
+        )
 
 
 def _check_ports(path: Path, agent: Agent) -> None:
@@ -234,10 +258,15 @@ def _secret(file: Path | None, variable: str, key: str) -> str:
         if not secret:
             raise errors.ConfigError("There is no password.", f"Set {key} in the configuration, or {variable}.")
         return secret
+    return secret_in(file, key)
+
+
+def secret_in(file: Path, key: str) -> str:
+    """Return the secret that a file holds alone. key: how the operator named the file. Raises ConfigError."""
     try:
         secret = file.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise errors.ConfigError(f"The password file {file} ({key}) cannot be read: {error}.") from None
+        raise errors.ConfigError(f"The file {file} ({key}) cannot be read: {error}.") from None
     if not secret:
-        raise errors.ConfigError(f"The password file {file} ({key}) is empty.")
+        raise errors.ConfigError(f"The file {file} ({key}) is empty.")
     return secret

@@ -15,6 +15,7 @@ What can go wrong in the controller: one tree, grown from the agent's root. Each
     │   └── AgentUnreachable     deploy or start the agent     7
     ├── RepositoryError      the repository failed             8
     │   ├── RepositoryFull       make room, run again          8
+    │   ├── WrongKey             give the right key            8
     │   └── Damaged              stored data is not what it was 9
     ├── DeployError          the host or the way to it failed  10
     │   └── HostKeyMismatch      do not trust that host        10
@@ -75,6 +76,10 @@ class RepositoryError(Error):
 
 class RepositoryFull(RepositoryError):
     """There is no room left in the repository: make room, then run again."""
+
+
+class WrongKey(RepositoryError):
+    """The key does not open the repository, or none is given, or one is given and nothing to open."""
 
 
 class Damaged(RepositoryError):

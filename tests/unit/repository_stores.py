@@ -13,20 +13,24 @@ from contextlib import AbstractContextManager, contextmanager
 from random import Random
 
 from blockferry import errors
-from blockferry.repository.store import Batch, Store
+from blockferry.repository.store import Batch, Listed, Store
 
 
 class MemoryStore:
     """
     Objects in memory. What was not committed is at risk of `lose_power` and `lose_writes`, as in a page cache.
 
-    objects: by name, as every reader sees them.
+    objects: by name, as every reader sees them.  now: the storage's clock, in seconds; it moves when a test moves it.
     """
 
     url = "memory:"
+    side_by_side = 2
+    vouches = False
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self.now = 1_000_000.0
+        self._modified: dict[str, float] = {}
         self._at_risk: dict[str, bytes | None] = {}
         self._lost: dict[str, bytes | None] = {}
         self._lock = threading.Lock()
@@ -49,9 +53,23 @@ class MemoryStore:
         with self._lock:
             self._change(name, data)
 
-    def names(self, folder: str) -> Iterator[str]:
+    def holds(self, name: str) -> bool:
         with self._lock:
-            found = [name for name in self.objects if name.startswith(f"{folder}/")]
+            return name in self.objects
+
+    def put_new(self, name: str, data: bytes) -> None:
+        with self._lock:
+            if name in self.objects:
+                raise errors.Conflict(f"{name} is there already.")
+            self._change(name, data)
+
+    def listing(self, folder: str) -> Iterator[Listed]:
+        with self._lock:
+            found = [
+                Listed(name, len(data), self._modified[name])
+                for name, data in self.objects.items()
+                if name.startswith(f"{folder}/")
+            ]
         yield from found
 
     def delete(self, name: str) -> None:
@@ -62,10 +80,14 @@ class MemoryStore:
     def batch(self) -> Iterator[MemoryStore]:
         yield self
 
+    def flush(self) -> None:
+        with self._lock:
+            self._at_risk.clear()
+
     def commit(self, name: str, data: bytes) -> None:
         with self._lock:
             self._at_risk.clear()
-            self.objects[name] = data
+            self._become(name, data)
 
     def lose_writes(self) -> None:
         """Nothing that was put or deleted since the last commit arrives; readers see it until it is forgotten."""
@@ -92,6 +114,7 @@ class MemoryStore:
         self.objects.pop(name, None)
         if data is not None:
             self.objects[name] = data
+            self._modified[name] = self.now
 
 
 class FailingStore:
@@ -112,6 +135,8 @@ class FailingStore:
         error: Callable[[], Exception] = lambda: errors.RepositoryError("The storage failed."),
     ) -> None:
         self.url = inner.url
+        self.side_by_side = inner.side_by_side
+        self.vouches = inner.vouches
         self.failed = False
         self._inner = inner
         self._left = at
@@ -131,9 +156,17 @@ class FailingStore:
         with self._failing():
             self._inner.put(name, data)
 
-    def names(self, folder: str) -> Iterator[str]:
+    def holds(self, name: str) -> bool:
         with self._failing():
-            yield from list(self._inner.names(folder))
+            return self._inner.holds(name)
+
+    def put_new(self, name: str, data: bytes) -> None:
+        with self._failing():
+            self._inner.put_new(name, data)
+
+    def listing(self, folder: str) -> Iterator[Listed]:
+        with self._failing():
+            yield from list(self._inner.listing(folder))
 
     def delete(self, name: str) -> None:
         with self._failing():
@@ -164,6 +197,10 @@ class FailingBatch:
     def __init__(self, inner: Batch, failing: Callable[[], AbstractContextManager[None]]) -> None:
         self._inner = inner
         self._failing = failing
+
+    def flush(self) -> None:
+        with self._failing():
+            self._inner.flush()
 
     def commit(self, name: str, data: bytes) -> None:
         with self._failing():

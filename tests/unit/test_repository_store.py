@@ -7,6 +7,7 @@ import os
 import random
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from obstore import exceptions as obstore_exceptions
 
 from blockferry import errors
 from blockferry.repository import store as stores
-from blockferry.repository.store import Store
+from blockferry.repository.store import Store, directory, faults
 from tests.unit.repository_stores import FailingStore, MemoryStore, file_size_limit
 
 
@@ -24,6 +25,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return stores.create(str(tmp_path))
     memory = MemoryStore()
     return memory if request.param == "memory" else FailingStore(memory, at=1000)
+
+
+def names(store: Store, folder: str) -> list[str]:
+    return sorted(found.name for found in store.listing(folder))
 
 
 # The contract.
@@ -52,9 +57,44 @@ def test_an_object_longer_than_expected_is_damaged(store: Store) -> None:
 def test_names_are_those_of_a_folder(store: Store) -> None:
     for name in ("vms/1/manifest", "vms/1/x/y", "vms/10/manifest", "other"):
         store.put(name, b"")
-    assert sorted(store.names("vms/1")) == ["vms/1/manifest", "vms/1/x/y"]
-    assert sorted(store.names("vms")) == ["vms/1/manifest", "vms/1/x/y", "vms/10/manifest"]
-    assert list(store.names("nothing")) == []
+    assert names(store, "vms/1") == ["vms/1/manifest", "vms/1/x/y"]
+    assert names(store, "vms") == ["vms/1/manifest", "vms/1/x/y", "vms/10/manifest"]
+    assert names(store, "nothing") == []
+
+
+def test_a_listing_tells_length_and_time(store: Store) -> None:
+    store.put("a/b", b"four")
+    (found,) = store.listing("a")
+    assert (found.name, found.length) == ("a/b", 4)
+    assert 0 < found.modified < 10**10
+
+
+def test_what_is_there_is_told(store: Store) -> None:
+    store.put("a/b", b"")
+    assert store.holds("a/b")
+    assert not store.holds("a")
+    assert not store.holds("a/c")
+
+
+def test_a_new_object_is_made_once(store: Store) -> None:
+    store.put_new("a/b", b"first")
+    with pytest.raises(errors.Conflict, match="a/b"):
+        store.put_new("a/b", b"second")
+    assert store.get("a/b", 10) == b"first"
+
+
+def test_of_several_that_make_an_object_one_succeeds(store: Store) -> None:
+    def make(number: int) -> bool:
+        try:
+            store.put_new("a", str(number).encode())
+        except errors.Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(make, range(8)))
+    assert sum(made) == 1
+    assert store.get("a", 1) == str(made.index(True)).encode()
 
 
 def test_forgetting_loses_nothing(store: Store) -> None:
@@ -68,16 +108,17 @@ def test_deleting_twice_is_no_error(store: Store) -> None:
     store.put("a/b", b"")
     store.delete("a/b")
     store.delete("a/b")
-    assert list(store.names("a")) == []
+    assert names(store, "a") == []
 
 
 def test_a_batch_puts_its_last_object(store: Store) -> None:
     with store.batch() as batch:
         store.put("a/chunk", b"chunk")
+        batch.flush()
         batch.commit("a/b/manifest", b"manifest")
         batch.commit("a/b/manifest", b"replaced")
     assert store.get("a/b/manifest", limit=100) == b"replaced"
-    assert sorted(store.names("a")) == ["a/b/manifest", "a/chunk"]
+    assert names(store, "a") == ["a/b/manifest", "a/chunk"]
 
 
 # A directory.
@@ -105,9 +146,9 @@ def test_a_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2750
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/backups", "https://host/backups", "file://server/share", "nonsense://"])
-def test_other_urls_are_refused_for_now(url: str) -> None:
-    with pytest.raises(errors.RepositoryError, match="directories only"):
+@pytest.mark.parametrize("url", ["ftp://host/backups", "https://host/backups", "file://server/share", "nonsense://"])
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(errors.RepositoryError, match="neither a directory nor a bucket"):
         stores.connect(url)
 
 
@@ -140,7 +181,7 @@ def test_a_full_file_system_is_recognised_in_obstores_words(number: int) -> None
     """No test can fill a file system here; this is LocalStore's text as it was seen, with the other error's number."""
     text = f"Generic LocalFileSystem error: Unable to copy data to file: {os.strerror(number)} (os error {number})"
     expected = rf"^x cannot be written: {os.strerror(number)}\. Make room"
-    with pytest.raises(errors.RepositoryFull, match=expected), stores._our_errors("x cannot be written"):
+    with pytest.raises(errors.RepositoryFull, match=expected), faults.of_a_directory("x cannot be written"):
         raise obstore_exceptions.GenericError(f"{text}\n\nDebug source:\nGeneric {{ code: 5 }}")
 
 
@@ -197,7 +238,7 @@ def test_everything_is_flushed_before_the_last_object_has_its_name(
 
         return watched
 
-    monkeypatch.setattr(stores, "_syncfs", watch("syncfs", stores._syncfs))
+    monkeypatch.setattr(directory, "_syncfs", watch("syncfs", directory._syncfs))
     monkeypatch.setattr(os, "fsync", watch("fsync", os.fsync))
     store = stores.create(str(tmp_path))
     with store.batch() as batch:
@@ -209,6 +250,20 @@ def test_everything_is_flushed_before_the_last_object_has_its_name(
         ("fsync", tmp_path / "vms/manifest.json#0", {"abcd", "manifest.json#0"}),
         ("fsync", tmp_path / "vms", {"abcd", "manifest.json"}),
     ]
+
+
+def test_without_durability_nothing_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(descriptor: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(directory, "_syncfs", never)
+    monkeypatch.setattr(os, "fsync", never)
+    store = stores.create(str(tmp_path), durability="none")
+    with store.batch() as batch:
+        store.put("chunks/ab/abcd", b"chunk")
+        batch.flush()
+        batch.commit("vms/manifest.json", b"manifest")
+    assert store.get("vms/manifest.json", 8) == b"manifest"
 
 
 # The tests' own stores.

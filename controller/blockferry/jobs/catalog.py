@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
 
 from blockferry import errors
 from blockferry.repository import Manifest, Repository, Unreadable
@@ -46,11 +45,6 @@ def point(repository: Repository, vm: str, name: str) -> Manifest:
     if len(found) > 1:
         raise errors.Ambiguous(f"{len(found)} recovery points of VM {vm} begin with {name}.", "Write more of the id.")
     return found[0]
-
-
-def init(url: str, window: int, compression: Literal["zstd", "none"]) -> Repository:
-    """Make an empty repository. window: bytes. Raises Conflict when there is one, RepositoryError."""
-    return Repository.init(url, window, compression)
 
 
 def _points(repository: Repository, vm: str | None) -> tuple[list[Manifest], list[Unreadable]]:

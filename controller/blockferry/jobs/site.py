@@ -11,6 +11,7 @@ from pathlib import Path
 from blockferry import deploy, engine, errors
 from blockferry.config import Config, TransportName
 from blockferry.deploy import bundle
+from blockferry.jobs import keyring
 from blockferry.repository import Repository
 from blockferry.transport.agent_upload import AgentUploads
 from blockferry.transport.disk import Target, Transport
@@ -62,8 +63,9 @@ class Site:
         )
 
     def repository(self) -> Repository:
-        """Open the repository. Raises NotFound, RepositoryError."""
-        return Repository.open(self.config.repository.url)
+        """Open the repository. Raises WrongKey, RepositoryError, ConfigError."""
+        settings = self.config.repository
+        return Repository.open(settings.url, keyring.secret(settings), settings.durability)
 
     def transports(self, names: Sequence[TransportName]) -> list[Transport]:
         """

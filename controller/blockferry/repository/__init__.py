@@ -10,9 +10,13 @@ The repository: every recovery point that is kept, under one URL.
     index         which chunk holds each range of a disk
     chunks        stored content, named by its digest
     settings      `repository.json`
+    encryption    a store in which every object is sealed
+    keys          what opens an encrypted repository: the master key, wrapped
+    keyring       the keys of one repository, listed and changed
+    keytext       a key as text that can be printed and typed
     documents     JSON that says which format it is in
     layout        the names of all this
-    store         named objects, and the border to obstore
+    store         named objects in a directory or a bucket, and the border to obstore
 
 Every point is complete by itself; there are no chains. Points share chunks and pages of indexes, which are never
 changed once they are written. What is not named by a manifest is invisible. `docs/format.md` has every byte.
@@ -24,6 +28,12 @@ Who does what at once:
 """
 
 from blockferry.repository.draft import Draft as Draft
+from blockferry.repository.keyring import Keyring as Keyring
+from blockferry.repository.keys import KeyFile as KeyFile
+from blockferry.repository.keys import MasterKey as MasterKey
+from blockferry.repository.keys import Passphrase as Passphrase
+from blockferry.repository.keys import Secret as Secret
+from blockferry.repository.keys import WrappedKey as WrappedKey
 from blockferry.repository.manifest import Bytes as Bytes
 from blockferry.repository.manifest import Carrier as Carrier
 from blockferry.repository.manifest import DiskManifest as DiskManifest

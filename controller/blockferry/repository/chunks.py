@@ -8,8 +8,10 @@ A chunk is one object: a header, then its content, compressed when that makes it
 
 from __future__ import annotations
 
+import functools
 import struct
 import threading
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 import zstandard
@@ -23,6 +25,9 @@ from blockferry_agent.blocks import MAX_WINDOW, Data
 Compression = Literal["zstd", "none"]
 
 _HEADER = struct.Struct("<4sBBHI")
+HEADER = _HEADER.size
+"""Bytes that every chunk has at least."""
+
 _MAGIC = b"BFch"
 _VERSION = 1
 _PLAIN, _ZSTD = 0, 1
@@ -38,7 +43,8 @@ class Stored(NamedTuple):
     """
     What became of content that was put.
 
-    digest: BLAKE3, 32 bytes.  length: bytes that were written, 0 when the chunk was there.
+    digest: BLAKE3, 32 bytes, keyed when the repository is encrypted.
+    length: bytes that were written, 0 when the chunk was there.
     """
 
     digest: bytes
@@ -49,15 +55,24 @@ class Chunks:
     """
     The chunks of a store, for the time of one backup, restore or verification.
 
-    A chunk that is there already is read back from the storage before a backup relies on it: a power failure may have
-    torn one that a backup had written and not committed, or the storage may have failed to take it. A torn or rotten
-    one is replaced. What was written or read back since this object was made is trusted (the newest 65,536 of it).
+    A chunk that is there already is read back from the storage before a backup relies on it, where the storage does not
+    vouch for it: a power failure may have torn one that a backup had written and not committed, or the storage may have
+    failed to take it. A torn or rotten one is replaced. What was written, read back or looked up since this object was
+    made is trusted (the newest 65,536 of it), and costs no look at the storage any more.
 
     Called by several threads at once.
+
+    key: of the digests, when the repository is encrypted.  damaged: digests of chunks that are marked as damaged; one
+    that is put is written anew.  healed: those of them that were.
     """
 
-    def __init__(self, store: Store, compression: Compression) -> None:
+    def __init__(
+        self, store: Store, compression: Compression, key: bytes | None = None, damaged: Collection[bytes] = ()
+    ) -> None:
+        self.healed: set[bytes] = set()
         self._store = store
+        self._hash = blake3 if key is None else functools.partial(blake3, key=key)
+        self._damaged = frozenset(damaged)
         self._compression = compression
         self._codec = _Codec()
         self._lock = threading.Lock()
@@ -69,7 +84,7 @@ class Chunks:
 
         Raises RepositoryError.
         """
-        digest = blake3(data).digest()
+        digest = self._hash(data).digest()
         if self._is_trusted(digest):
             return Stored(digest, 0)
         length = 0
@@ -92,7 +107,7 @@ class Chunks:
             raise self.damaged(digest, "it is missing") from None
         except (ValueError, zstandard.ZstdError) as error:
             raise self.damaged(digest, str(error)) from None
-        if blake3(data).digest() != digest:
+        if self._hash(data).digest() != digest:
             raise self.damaged(digest, "its content is not what was stored")
         return data
 
@@ -103,7 +118,21 @@ class Chunks:
             "`blockferry verify` tells which recovery points it hurts.",
         )
 
+    def is_damaged(self, digest: bytes) -> bool:
+        """Tell whether a chunk is marked as damaged, and was not written anew."""
+        return digest in self._damaged and digest not in self.healed
+
+    @property
+    def side_by_side(self) -> int:
+        """How many calls are worth having under way at once."""
+        return self._store.side_by_side
+
     def _is_sound(self, digest: bytes, length: int) -> bool:
+        """Tell whether a backup may rely on what is there."""
+        if digest in self._damaged:
+            return False
+        if self._store.vouches:
+            return self._store.holds(layout.chunk(digest))
         self._store.forget(layout.chunk(digest))
         try:
             self.get(digest, limit=length)
@@ -150,6 +179,8 @@ class Chunks:
     def _trust(self, digest: bytes) -> None:
         with self._lock:
             self._trusted[digest] = None
+            if digest in self._damaged:
+                self.healed.add(digest)
             if len(self._trusted) > _TRUSTED:
                 del self._trusted[next(iter(self._trusted))]
 

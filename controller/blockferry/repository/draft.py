@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -22,17 +21,15 @@ from blockferry.repository.store import Batch, Store
 from blockferry.repository.writer import DiskWriter
 from blockferry_agent import errors as agent_errors
 
-_THREADS = min(4, os.cpu_count() or 1)
-
 
 @contextlib.contextmanager
-def begin(store: Store, settings: Settings, vm: Vm) -> Iterator[Draft]:
+def begin(store: Store, chunks: Chunks, settings: Settings, vm: Vm) -> Iterator[Draft]:
     """
     Begin a recovery point. What was not committed at the end is taken away, except for chunks: the next backup finds
     them and uses what is sound.
     """
-    with store.batch() as batch, ThreadPoolExecutor(_THREADS, thread_name_prefix="chunks") as threads:
-        draft = Draft(store, settings, vm, batch, threads)
+    with store.batch() as batch, ThreadPoolExecutor(store.side_by_side, thread_name_prefix="chunks") as threads:
+        draft = Draft(store, chunks, settings, vm, batch, threads)
         try:
             yield draft
         finally:
@@ -47,7 +44,9 @@ class Draft:
     id: of the point to be.
     """
 
-    def __init__(self, store: Store, settings: Settings, vm: Vm, batch: Batch, threads: Executor) -> None:
+    def __init__(
+        self, store: Store, chunks: Chunks, settings: Settings, vm: Vm, batch: Batch, threads: Executor
+    ) -> None:
         self._created = datetime.now(UTC)
         self.id = layout.new_point_id(self._created)
         self._store = store
@@ -55,7 +54,7 @@ class Draft:
         self._vm = vm
         self._batch = batch
         self._threads = threads
-        self._chunks = Chunks(store, settings.compression)
+        self._chunks = chunks
         self._lock = threading.Lock()
         self._names: list[str] = []
         self._disks: dict[str, DiskManifest | None] = {}

@@ -149,6 +149,13 @@ def encode(manifest: Manifest) -> bytes:
     return documents.encode(manifest)
 
 
-def decode(data: bytes, where: str) -> Manifest:
-    """Return the manifest in `data`. where: for errors. Raises Damaged, or RepositoryError for another format."""
-    return documents.decode(data, Manifest, FORMAT, where)
+def decode(data: bytes, vm_id: str, point_id: str, where: str) -> Manifest:
+    """
+    Return the manifest in `data`, of the point with these ids. where: for errors.
+
+    Raises Damaged, also when it is that of another point, or RepositoryError for another format.
+    """
+    point = documents.decode(data, Manifest, FORMAT, where)
+    if (point.vm.id, point.id) != (vm_id, point_id):
+        raise errors.Damaged(f"{where} is damaged: it is the manifest of point {point.id} of VM {point.vm.id}.")
+    return point

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 from blockferry import errors
-from blockferry.repository import draft, layout, manifest, settings, store, verification
+from blockferry.repository import draft, layout, manifest, settings, verification
+from blockferry.repository import store as stores
 from blockferry.repository.chunks import Chunks, Compression
 from blockferry.repository.draft import Draft
+from blockferry.repository.encryption import SealedStore, Sealer, derive
+from blockferry.repository.keyring import master_key
+from blockferry.repository.keys import KeyFile, Passphrase, Secret
 from blockferry.repository.manifest import Manifest, Unreadable, Vm
 from blockferry.repository.reader import DiskReader, read_file, read_index
 from blockferry.repository.settings import Settings
-from blockferry.repository.store import Store
+from blockferry.repository.store import Durability, Store
 from blockferry.repository.verification import Step, Verification
 from blockferry_agent.units import MiB
 
@@ -24,31 +29,48 @@ class Repository:
     settings: made once, with the repository.
     """
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, master: bytes | None = None) -> None:
+        """master: the master key, when the repository is encrypted."""
         self.settings = settings
-        self._store = store
+        self._store = store if master is None else SealedStore(store, Sealer(master))
+        self._names_key = None if master is None else derive(master, "names")
 
     @classmethod
-    def init(cls, url: str, window: int = 1 * MiB, compression: Compression = "zstd") -> Repository:
+    def init(
+        cls,
+        url: str,
+        window: int = 1 * MiB,
+        compression: Compression = "zstd",
+        secret: Passphrase | KeyFile | None = None,
+        durability: Durability = "full",
+    ) -> Repository:
         """
-        Make a repository at `url`, a path or a file:// URL; the directory is made when it is missing.
+        Make a repository at `url`, a path, file:///path or a bucket; a directory is made when it is missing.
 
-        window: bytes, a power of two from 256 KiB to 8 MiB.
+        window: bytes, a power of two from 256 KiB to 8 MiB.  secret: encrypts it, and opens it from now on.
+        durability: what a power failure may cost.
 
         Raises Conflict when there is one, RepositoryError.
         """
-        place = store.create(url)
-        return cls(place, settings.write(place, window, compression))
+        place = stores.create(url, durability)
+        if secret is None:
+            return cls(place, settings.write(place, window, compression))
+        return cls(place, *settings.write_encrypted(place, window, compression, secret))
 
     @classmethod
-    def open(cls, url: str) -> Repository:
-        """Open the repository at `url`. Raises RepositoryError when there is none that this version can use."""
-        return cls.on(store.connect(url))
+    def open(cls, url: str, secret: Secret | None = None, durability: Durability = "full") -> Repository:
+        """
+        Open the repository at `url`. secret: what opens an encrypted one.
+
+        Raises WrongKey, and RepositoryError when there is none that this version can use.
+        """
+        return cls.on(stores.connect(url, durability), secret)
 
     @classmethod
-    def on(cls, place: Store) -> Repository:
-        """Open the repository that a store holds. Raises RepositoryError when this version can use none there."""
-        return cls(place, settings.read(place))
+    def on(cls, place: Store, secret: Secret | None = None) -> Repository:
+        """Open the repository that a store holds. Raises WrongKey, RepositoryError."""
+        found = settings.read(place)
+        return cls(place, found, master_key(place, found, secret))
 
     @property
     def url(self) -> str:
@@ -66,20 +88,21 @@ class Repository:
 
         Raises RepositoryError when the repository cannot be listed.
         """
+        folder = layout.VMS if vm_id is None else layout.vm_folder(vm_id)
+        ids = [ids for listed in self._store.listing(folder) if (ids := layout.point_of(listed.name)) is not None]
         found = []
-        for name in self._store.names(layout.VMS if vm_id is None else layout.vm_folder(vm_id)):
-            ids = layout.point_of(name)
-            if ids is None:
-                continue
-            try:
-                found.append(self.point(*ids))
-            except errors.NotFound:
-                # Deleted since it was listed.
-                continue
-            except errors.RepositoryError as error:
-                if unreadable is None:
-                    raise
-                unreadable(Unreadable(*ids, name, str(error)))
+        with ThreadPoolExecutor(self._store.side_by_side, thread_name_prefix="points") as threads:
+            for (vm, point_id), reading in [(each, threads.submit(self.point, *each)) for each in ids]:
+                try:
+                    found.append(reading.result())
+                except errors.NotFound:
+                    # Deleted since it was listed.
+                    continue
+                except errors.RepositoryError as error:
+                    if unreadable is None:
+                        threads.shutdown(cancel_futures=True)
+                        raise
+                    unreadable(Unreadable(vm, point_id, layout.manifest(vm, point_id), str(error)))
         return sorted(found, key=lambda point: (point.created, point.id), reverse=True)
 
     def point(self, vm_id: str, point_id: str) -> Manifest:
@@ -92,10 +115,7 @@ class Repository:
             raise errors.NotFound(
                 f"There is no recovery point {point_id} of VM {vm_id} in {self.url}.", "See `blockferry list`."
             ) from None
-        point = manifest.decode(data, where)
-        if (point.vm.id, point.id) != (vm_id, point_id):
-            raise errors.Damaged(f"{where} is damaged: it is the manifest of point {point.id} of VM {point.vm.id}.")
-        return point
+        return manifest.decode(data, vm_id, point_id, where)
 
     def new_point(self, vm: Vm) -> AbstractContextManager[Draft]:
         """
@@ -109,7 +129,7 @@ class Repository:
                 draft.ovf(text)
                 draft.commit(…)
         """
-        return draft.begin(self._store, self.settings, vm)
+        return draft.begin(self._store, self._chunks(), self.settings, vm)
 
     def disk(self, point: Manifest, disk_id: str) -> DiskReader:
         """Open a disk of a recovery point for reading. Raises NotFound, Damaged, RepositoryError."""
@@ -137,4 +157,4 @@ class Repository:
         return verification.verify(self._store, self._chunks(), points, everything, unreadable, progress)
 
     def _chunks(self) -> Chunks:
-        return Chunks(self._store, self.settings.compression)
+        return Chunks(self._store, self.settings.compression, self._names_key)
