@@ -41,8 +41,8 @@ from tests.lab.storage import Format, Volume
 class Host:
     """
     before_ticket: called with each ticket before the daemon gets it, when its NBD server runs already: what an
-    independent tool copies then is what a backup must hold.  The ticket's url is as it is seen
-    from here; another one in its place goes into the daemon's ticket.
+    independent tool copies then is what a backup must hold.  The ticket's url is as it is seen from here; another one
+    that is put in its place is what the daemon gets.
     address: of imageio and sshd.  place: where it is.  login: the way in.  volumes: the lab's storage.
     """
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.lab import reaper, sshd
 from tests.lab.errors import LabError
-from tests.lab.machines import support
+from tests.lab.machines import roots, support
 from tests.lab.machines.machine import Machine
 from tests.lab.machines.network import Network
 from tests.lab.machines.roots import Release
@@ -28,6 +28,7 @@ def up(releases: Sequence[Release]) -> Iterator[list[Machine]]:
     try:
         lab = keeper.directory
         client_key = sshd.new_key(lab / "client_key")
+        roots.build_all(releases)
         network = Network(lab, lab)
         # They boot side by side.
         machines = [Machine(lab / release, release, network, client_key, lab) for release in releases]

@@ -20,8 +20,7 @@ from tests.lab.machines.roots import Release
 
 def boot(directory: Path, releases: Sequence[Release], client_key: Path, volumes: Path) -> list[Machine]:
     """Boot a machine of each release, called host1, host2 …; returns when all are up."""
-    for release in releases:
-        roots.build(release)
+    roots.build_all(releases)
     volumes.mkdir()
     os.chown(volumes, *hypervisor.OWNERS["vdsm"])
     network = Network(directory, directory)

@@ -5,7 +5,8 @@ The file systems of machines: Debian roots with systemd, sshd, sudo, Python and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +85,13 @@ def build(release: Release) -> Path:
     inputs = [part.encode() for part in (SETUP, inspect.getsource(_build), *UNWANTED, *packages)]
     entry = cache.entry(f"root-{release}", inputs, lambda directory: _build(release, packages, directory))
     return entry / "root"
+
+
+def build_all(releases: Collection[Release]) -> None:
+    """Build the roots of these releases side by side, unless they are there."""
+    with futures.ThreadPoolExecutor() as pool:
+        for _ in pool.map(build, set(releases)):
+            pass
 
 
 def _build(release: Release, packages: Sequence[str], directory: Path) -> None:
