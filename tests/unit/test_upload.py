@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from blockferry import errors
 from blockferry.jobs import upload
+from blockferry.jobs.copying import Stop
 from blockferry.jobs.progress import Silent
 from blockferry.jobs.upload import Written
 from blockferry.repository import Manifest, Repository, layout
 from blockferry.repository import settings as settings_module
 from blockferry.transport.disk import Target
 from blockferry.transport.ladder import Ladder
+from blockferry.transport.uploading import Upload
 from blockferry_agent import compare, reader, writer
 from blockferry_agent import errors as agent_errors
 from blockferry_agent.blocks import Block, Kind, Known, Range
@@ -68,6 +70,7 @@ class Way:
         self.sink = sink
         self.size = len(sink.image)
         self.compared = 0
+        self.closed = threading.Event()
 
     def open(self, target: Target) -> Way:
         return self
@@ -86,7 +89,8 @@ class Way:
         target = writer.Target(lambda: self.sink, self.size, may_punch=True)
         return iter(writer.Writing(target, blocks, window, workers=1))
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed.set()
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +111,16 @@ def image(seed: int, length: int = 6 * WINDOW) -> bytes:
 
 
 def write(
-    repository: Repository, point: Manifest, *ways: Way, only_differences: bool = False, skip_damaged: bool = False
+    repository: Repository,
+    point: Manifest,
+    *ways: Way,
+    only_differences: bool = False,
+    skip_damaged: bool = False,
+    stop: Stop | None = None,
 ) -> Written:
-    ladder = Ladder(list(ways), memory_disks.target(ways[0].size), lambda seconds: None)
+    ladder: Ladder[Upload] = Ladder(list(ways), memory_disks.target(ways[0].size), lambda seconds: None)
     terms = upload.Terms(WINDOW, False, "key", "web_Disk1", only_differences, skip_damaged)
-    return upload.write(ladder, repository.disk(point, images.DISK), terms, Silent())  # type: ignore[arg-type]
+    return upload.write(ladder, repository.disk(point, images.DISK), terms, stop or Stop(), Silent())
 
 
 def test_a_new_disk_is_written_whole(repository: Repository) -> None:
@@ -232,6 +241,23 @@ def test_a_damaged_chunk_is_not_written(repository: Repository, store: MemorySto
         holes = bytearray(content)
         holes[broken.start : broken.end] = bytes(broken.length)
         assert way.sink.image == holes
+
+
+def test_it_can_be_stopped_while_nothing_moves(repository: Repository) -> None:
+    """As with a host that hangs: closing its disk is what ends it."""
+
+    class Hanging(Way):
+        def write(self, blocks: Iterable[Block], window: int, compress: bool = False) -> Iterator[int]:
+            stop.stop()
+            assert self.closed.wait(10)
+            raise errors.TransportError("It was closed.")
+
+    stop = Stop()
+    content = image(11)
+    ways = Hanging("grpc", Sink(bytearray(len(content)))), Way("imageio", Sink(bytearray(len(content))))
+    with pytest.raises(errors.Interrupted):
+        write(repository, images.full(repository, content), *ways, stop=stop)
+    assert ways[1].sink.written == []
 
 
 def test_no_thread_is_left(repository: Repository) -> None:

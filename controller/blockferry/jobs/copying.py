@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from blockferry import errors
 from blockferry.config import Compression
@@ -44,6 +44,15 @@ BUSY_TIMEOUT = 900
 BUSY_PAUSE = 5
 
 
+class Closable(Protocol):
+    """What is under way: a reading, or a disk that is written. `close` ends it, from any thread."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
 class Stop:
     """
     Stops the copying of all disks at once, when one of them failed or the operator asks for it.
@@ -53,16 +62,16 @@ class Stop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._readings: set[Reading] = set()
+        self._open: set[Closable] = set()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End the readings that are open, and those that will be opened."""
+        """End what is under way, and what will be."""
         with self._lock:
             self._stopped.set()
-            readings = list(self._readings)
-        for reading in readings:
-            reading.close()
+            under_way = list(self._open)
+        for one in under_way:
+            one.close()
 
     def check(self) -> None:
         """Raise Interrupted when it is time to stop."""
@@ -74,17 +83,17 @@ class Stop:
             raise errors.Interrupted("Stopped, because another disk failed or a signal came.")
 
     @contextlib.contextmanager
-    def watch(self, reading: Reading) -> Iterator[Reading]:
-        """Close the reading at the end of the block, or when `stop` is called."""
+    def watch(self, one: C) -> Iterator[C]:
+        """Close it at the end of the block, or when `stop` is called."""
         with self._lock:
-            self._readings.add(reading)
+            self._open.add(one)
         try:
             self.check()
-            yield reading
+            yield one
         finally:
             with self._lock:
-                self._readings.discard(reading)
-            reading.close()
+                self._open.discard(one)
+            one.close()
 
 
 class Terms(NamedTuple):

@@ -405,7 +405,8 @@ class _Job:
                 Ladder(self._transports, target_of(transfer), stop.pause),
                 self._repository.disk(self._point, disk.id),
                 terms,
-                _Stoppable(self._progress, stop),
+                stop,
+                self._progress,
             )
         return _placed(disk, disk_id, only_differences, written, time.monotonic() - started)
 
@@ -416,30 +417,6 @@ class _Job:
             yield
         except errors.Error as second:
             self._progress.warn(f"{second.message} {second.hint}".strip())
-
-
-class _Stoppable:
-    """Progress of a thread that is stopped from outside: when it next reports, Interrupted is raised."""
-
-    def __init__(self, progress: Progress, stop: copying.Stop) -> None:
-        self._progress = progress
-        self._stop = stop
-
-    def step(self, text: str) -> None:
-        self._progress.step(text)
-
-    def warn(self, text: str) -> None:
-        self._progress.warn(text)
-
-    def begin(self, key: str, label: str, total: int) -> None:
-        self._progress.begin(key, label, total)
-
-    def advance(self, key: str, position: int, moved: int) -> None:
-        self._stop.check()
-        self._progress.advance(key, position, moved)
-
-    def end(self, key: str) -> None:
-        self._progress.end(key)
 
 
 def _placed(disk: DiskManifest, disk_id: str, compared: bool, written: Written, seconds: float) -> Placed:

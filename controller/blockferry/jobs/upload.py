@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from blockferry import errors
+from blockferry.jobs.copying import Stop
 from blockferry.jobs.progress import Progress
 from blockferry.repository import Carrier, DiskReader
 from blockferry.repository.index import Entry
@@ -74,23 +75,26 @@ class Written(NamedTuple):
     gaps: tuple[Gap, ...]
 
 
-def write(ladder: Ladder[Upload], reader: DiskReader, terms: Terms, progress: Progress) -> Written:
+def write(ladder: Ladder[Upload], reader: DiskReader, terms: Terms, stop: Stop, progress: Progress) -> Written:
     """
     Write what `reader` reads to the disk that `ladder` opens, which has the same size.
 
     Raises Damaged before anything of a chunk that is damaged is written, RepositoryError, TransportError with every
-    transport's reason, WriteFailed and ReadFailed when the disk itself fails.
+    transport's reason, WriteFailed and ReadFailed when the disk itself fails, Interrupted when it is stopped.
     """
-    return _Writing(ladder, reader, terms, progress).run()
+    return _Writing(ladder, reader, terms, stop, progress).run()
 
 
 class _Writing:
     """The writing of one disk."""
 
-    def __init__(self, ladder: Ladder[Upload], reader: DiskReader, terms: Terms, progress: Progress) -> None:
+    def __init__(
+        self, ladder: Ladder[Upload], reader: DiskReader, terms: Terms, stop: Stop, progress: Progress
+    ) -> None:
         self._ladder = ladder
         self._reader = reader
         self._terms = terms
+        self._stop = stop
         self._progress = progress
         # All before it is on the disk as it shall be.
         self._position = 0
@@ -108,7 +112,7 @@ class _Writing:
             if opened.why:
                 goes = "goes on" if self._position else "goes"
                 self._progress.warn(f"Disk {terms.label} {goes} through {opened.transport}. {opened.why}")
-            with contextlib.closing(opened.disk):
+            with self._stop.watch(opened.disk):
                 self._carry(opened)
         self._progress.end(terms.key)
         gaps = tuple(self._gaps[start] for start in sorted(self._gaps))
@@ -121,6 +125,8 @@ class _Writing:
         try:
             self._write(opened.disk)
         except errors.Error as error:
+            # A disk that was closed from outside ends with whatever error its transport has for that.
+            self._stop.check()
             failure = error
         carried = self._position > start
         if carried:

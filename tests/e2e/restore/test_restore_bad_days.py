@@ -87,7 +87,7 @@ def test_a_transfer_that_is_lost_takes_the_new_disks_with_it(scene: Scene) -> No
 def test_a_restore_that_is_stopped_removes_what_it_made(scene: Scene) -> None:
     with scene.held_restore("--new-vm", "half") as held:
         held.process.send_signal(signal.SIGTERM)
-        held.open()
+        # The disk's server still hangs.
         scene.assert_says(held.end(), 130, "Stopped by a signal")
     assert not scene.engine.vms_service().list(search="name=half")
 
