@@ -201,6 +201,8 @@ def _to_stdout(
 ) -> None:
     if image_format == "qcow2":
         raise click.UsageError("Standard output is written from its beginning to its end, which qcow2 is not made for.")
+    if sys.stdout.isatty():
+        raise click.UsageError("Standard output is a terminal: send it to a file or a program (restore … --to - | …).")
     if settings.machine:
         raise click.UsageError("--json does not go with --to -: standard output is the disk.")
     repository = settings.site().repository()

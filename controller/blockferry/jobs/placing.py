@@ -22,7 +22,7 @@ import msgspec
 
 from blockferry import engine, errors
 from blockferry.config import Compression, TransportName
-from blockferry.jobs import configuration, copying, selection, unfinished, upload
+from blockferry.jobs import configuration, copying, selection, unfinished, upload, volumes
 from blockferry.jobs.backup import naming, target_of
 from blockferry.jobs.domains import Domains
 from blockferry.jobs.images import Format
@@ -33,16 +33,10 @@ from blockferry.jobs.upload import Gap, Written
 from blockferry.repository import Carrier, DiskManifest, Manifest, Repository
 from blockferry.transport.ladder import Ladder
 from blockferry.transport.uploading import UploadTransport
-from blockferry_agent.units import KiB, MiB
 
 T = TypeVar("T")
 
 MAX_DISKS_AT_ONCE = 4
-
-# qcow2: clusters of data, tables that name them (8 bytes each, and 2 for its count), and a header.
-CLUSTER = 64 * KiB
-TABLES = 10
-HEADER = 1 * MiB
 
 
 class Options(NamedTuple):
@@ -261,7 +255,7 @@ class _Job:
 
     def _new_disk(self, disk: DiskManifest, domains: Domains, keep_ids: bool) -> engine.NewDisk:
         raw = self._options.format == "raw"
-        space = disk.size if raw else self._space(disk)
+        space = disk.size if raw else volumes.qcow2_space(self._repository.disk(self._point, disk.id))
         domain = domains.take(disk, space)
         return engine.NewDisk(
             id=disk.id if keep_ids else str(uuid.uuid4()),
@@ -274,15 +268,6 @@ class _Job:
             storage_domain_id=domain.id,
             description=f"Restored by Blockferry from {self._point.id}",
         )
-
-    def _space(self, disk: DiskManifest) -> int:
-        """Return how many bytes a qcow2 volume needs for what the disk holds."""
-        clusters, last = 0, -1
-        for entry in self._repository.disk(self._point, disk.id).entries(0, disk.size):
-            first, end = entry.start // CLUSTER, -(-entry.end // CLUSTER)
-            clusters += end - max(first, last)
-            last = end
-        return clusters * CLUSTER + disk.size // CLUSTER * TABLES + HEADER
 
     def _leave(self, made: Sequence[tuple[engine.NewDisk, Record]]) -> None:
         """Remove the disks that were made before something failed, or say that they stay."""
