@@ -15,15 +15,18 @@ from obstore import exceptions as obstore_exceptions
 
 from blockferry import errors
 from blockferry.repository import store as stores
+from blockferry.repository.encryption import OVERHEAD, SealedStore, Sealer
 from blockferry.repository.store import Store, directory, faults
 from tests.unit.repository_stores import FailingStore, MemoryStore, file_size_limit
 
 
-@pytest.fixture(params=["directory", "memory", "failing"])
+@pytest.fixture(params=["directory", "memory", "failing", "sealed"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "directory":
         return stores.create(str(tmp_path))
     memory = MemoryStore()
+    if request.param == "sealed":
+        return SealedStore(memory, Sealer(bytes(32)))
     return memory if request.param == "memory" else FailingStore(memory, at=1000)
 
 
@@ -65,7 +68,8 @@ def test_names_are_those_of_a_folder(store: Store) -> None:
 def test_a_listing_tells_length_and_time(store: Store) -> None:
     store.put("a/b", b"four")
     (found,) = store.listing("a")
-    assert (found.name, found.length) == ("a/b", 4)
+    assert found.name == "a/b"
+    assert found.length == 4 + (OVERHEAD if isinstance(store, SealedStore) else 0)
     assert 0 < found.modified < 10**10
 
 
