@@ -16,7 +16,7 @@ import pytest
 import blockferry_agent
 from tests.e2e.bad_days.scene import Held
 from tests.e2e.bad_days.valve import Valve
-from tests.e2e.fleet.conftest import Fleet
+from tests.e2e.fleet.conftest import Fleet, as_a_service
 from tests.lab import witness
 from tests.lab.machines.machine import Machine
 from tests.lab.operator import Operator
@@ -40,6 +40,7 @@ PASSED = 12 * MiB
 WRITTEN = 24 * MiB
 
 
+@as_a_service
 def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Path) -> None:
     """Deploy, back up, upgrade, fail to upgrade, go back, renew, remove: issue 4 in one test."""
     before = [listing(machine) for machine in fleet.machines]
@@ -90,6 +91,7 @@ def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Pat
     assert operator.run("agent", "remove", *hosts).status == 0
 
 
+@as_a_service
 def test_an_upgrade_interrupts_no_reading(fleet: Fleet, operator: Operator, tmp_path: Path) -> None:
     operator.do("repository", "init")
     host, machine = fleet.hosts[0], fleet.machines[0]
