@@ -132,8 +132,7 @@ def new_vm(
         with job.new_disks(vm.keep_ids) as placed:
             made = job.new_vm(vm, cluster_id, ovf, placed)
         if vm.start:
-            progress.step(f"VM {vm.name}: starting")
-            connection.start_vm(made)
+            _start(connection, made, progress)
         return Result(point.id, tuple(placed), made.id, made.name, vm.start)
 
 
@@ -149,6 +148,16 @@ def in_place(site: Site, repository: Repository, point: Manifest, options: Optio
         vm = job.target_vm()
         targets = job.targets(vm)
         return Result(point.id, tuple(job.overwrite(targets)), vm.id, vm.name)
+
+
+def _start(connection: engine.Connection, vm: engine.Vm, progress: Progress) -> None:
+    progress.step(f"VM {vm.name}: starting")
+    try:
+        connection.start_vm(vm)
+    except errors.Error as error:
+        raise errors.EngineError(
+            f"VM {vm.name} ({vm.id}) is there with its disks, but does not start: {error.message}", error.hint
+        ) from error
 
 
 class _Job:

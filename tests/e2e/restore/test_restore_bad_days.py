@@ -92,6 +92,17 @@ def test_a_restore_that_is_stopped_removes_what_it_made(scene: Scene) -> None:
     assert not scene.engine.vms_service().list(search="name=half")
 
 
+def test_a_vm_that_does_not_start_is_there(scene: Scene, images: dict[str, Path]) -> None:
+    reason = "Cannot run VM. There is no host that satisfies current scheduling constraints."
+    scene.lab.engine.faults.refuse("/start", 409, reason)
+    result = scene.restore("--new-vm", "cold", "--start")
+    scene.assert_says(result, 4, rf"VM cold \(.*\) is there with its disks, but does not start: .*{reason}")
+    (vm,) = scene.engine.vms_service().list(search="name=cold")
+    service = scene.engine.vms_service().vm_service(vm.id)
+    assert len(service.disk_attachments_service().list()) == len(images)
+    service.remove()
+
+
 def test_partial_disks_are_kept_when_asked(scene: Scene) -> None:
     before = scene.disk_ids()
     with scene.held_restore("--new-disk", "--keep-partial") as held:
