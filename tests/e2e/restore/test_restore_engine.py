@@ -83,6 +83,15 @@ def test_a_disk_that_the_engine_refuses(connection: engine.Connection, vm: Vm) -
     assert connection.disk_exists(taken.id), "the disk that was there before is nobody's to remove"
 
 
+def test_a_disk_that_the_engine_gives_up(lab: Lab, connection: engine.Connection) -> None:
+    """It was there, and is gone when it is looked at."""
+    disk = new_disk(connection)
+    lab.engine.faults.refuse(f"/disks/{disk.id}", 404, "")
+    with pytest.raises(errors.EngineError, match="Disk 'new' is gone: the engine could not complete it"):
+        connection.make_disk(disk)
+    assert not connection.disk_exists(disk.id)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_failure_removes_a_disk_or_keeps_it(
     connection: engine.Connection, vm: Vm, opened: list[str], keep: bool

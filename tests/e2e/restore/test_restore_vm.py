@@ -65,6 +65,8 @@ def test_a_vm_beside_the_old_one(lab: Lab, scene: Scene, tmp_path: Path) -> None
     refused = scene.restore("--new-vm", "twin", "--cluster", "Elsewhere")
     scene.assert_says(refused, 5, "no cluster 'Elsewhere'.*It has: Default")
 
+    # The import lacks a disk, of which only an event tells.
+    lab.engine.faults.fail_attach()
     options = ("--storage-map", "data1=data2", "--transport", "imageio", "--no-fallback")
     result = scene.restored("--new-vm", "twin", *options)
     assert result["vm_id"] != scene.vm.id
@@ -79,7 +81,7 @@ def test_a_vm_beside_the_old_one(lab: Lab, scene: Scene, tmp_path: Path) -> None
         assert found.disk.provisioned_size == disk["size"]
         assert found.bootable == (disk["source_id"] == scene.vm.disks[0].id)
         scene.assert_holds(disk["disk_id"], images[disk["source_id"]])
-    assert lab.engine.events.codes(result["vm_id"]) == [174]
+    assert lab.engine.events.codes(result["vm_id"]) == [175]
     scene.remove_disks(result)
 
 

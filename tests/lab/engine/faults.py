@@ -6,6 +6,7 @@ Bad days, switched on from a test.
     | stick(phase)                  | no backup or transfer enters the phase, until release(phase)           |
     | fail_redefine()               | the next incremental live backup cannot redefine its checkpoint        |
     | fail_start()                  | the next live backup is refused by the host when it begins             |
+    | fail_attach()                 | the next VM that is imported lacks its first disk                      |
     | refuse(path, status, detail)  | the next request whose path contains `path` is answered with a fault   |
     | delay(path, seconds)          | every request whose path contains `path` is answered late; 0 ends it   |
     | expire_sessions()             | every token that was given out is refused with 401                     |
@@ -69,6 +70,9 @@ class Faults:
 
     def fail_start(self) -> None:
         self._failing.add("start")
+
+    def fail_attach(self) -> None:
+        self._failing.add("attach")
 
     def refuse(self, path: str, status: int, detail: str, times: int = 1) -> None:
         self._refusals.append(_Refusal(path, status, detail, times))

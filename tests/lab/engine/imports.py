@@ -99,7 +99,7 @@ class Imports:
 
     def _attach(self, vm: model.Vm, disk: model.Attachment) -> bool:
         """Only what nobody else has is attached."""
-        if self._db.owners_of(disk.disk_id):
+        if self._db.owners_of(disk.disk_id) or self._context.faults.fails("attach"):
             return False
         try:
             self._vms.attach(vm.id, disk)
