@@ -17,9 +17,26 @@ from blockferry.config import TransportName
 from blockferry.jobs import catalog, placing
 from blockferry.jobs import restore as images_job
 from blockferry.jobs.images import Format
+from blockferry.jobs.site import Site
 from blockferry.jobs.upload import Gap
 
 STDOUT = Path("-")
+
+_NEW = ("--new-vm", "--new-disk")
+_OVIRT = (*_NEW, "--in-place")
+_WAYS_OF = {
+    "--force": ("--to",),
+    "--format": ("--to", *_NEW),
+    "--cluster": ("--new-vm",),
+    "--keep-ids": ("--new-vm",),
+    "--start": ("--new-vm",),
+    "--storage-domain": _NEW,
+    "--storage-map": _NEW,
+    "--keep-partial": _NEW,
+    "--transport": _OVIRT,
+    "--no-fallback": _OVIRT,
+}
+"""Options that belong to some ways only."""
 
 
 def _pair(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
@@ -113,21 +130,22 @@ def restore(
 
     Every chunk is checked before it is written. Give one of --to, --new-vm, --new-disk and --in-place.
     """
-    ways = {"--to": directory, "--new-vm": new_vm, "--new-disk": new_disk, "--in-place": in_place}
-    chosen = [name for name, given in ways.items() if given]
-    if len(chosen) != 1:
-        raise click.UsageError("Give one of --to, --new-vm, --new-disk and --in-place.")
-    _check(chosen[0], "--new-vm", {"--cluster": cluster, "--keep-ids": keep_ids, "--start": start})
-    _check(chosen[0], "--to", {"--force": force})
+    way = _way({"--to": directory, "--new-vm": new_vm, "--new-disk": new_disk, "--in-place": in_place})
     _check(
-        chosen[0],
-        "--new-vm, --new-disk",
-        {"--storage-domain": storage_domain, "--storage-map": storage_map, "--keep-partial": keep_partial},
+        way,
+        {
+            "--force": force,
+            "--format": image_format,
+            "--cluster": cluster,
+            "--keep-ids": keep_ids,
+            "--start": start,
+            "--storage-domain": storage_domain,
+            "--storage-map": storage_map,
+            "--keep-partial": keep_partial,
+            "--transport": transports,
+            "--no-fallback": no_fallback,
+        },
     )
-    _check(chosen[0], "--to, --new-vm, --new-disk", {"--format": image_format})
-    _check(chosen[0], "--new-vm, --new-disk, --in-place", {"--transport": transports, "--no-fallback": no_fallback})
-    if no_fallback and not transports:
-        raise click.UsageError("--no-fallback needs --transport: it leaves out the transports that are not named.")
     if directory == STDOUT:
         _to_stdout(settings, vm, point, image_format, disks, skip_damaged)
         return
@@ -135,12 +153,9 @@ def restore(
         _to_images(settings, vm, point, directory, image_format or "raw", disks, force, skip_damaged)
         return
     site = settings.site()
-    for name in transports:
-        # What is asked for by name is not left out in silence when it cannot write.
-        site.uploads([name])
     options = placing.Options(
         disks=disks,
-        transports=tuple(dict.fromkeys((*transports, *(() if no_fallback else site.config.backup.ladder)))),
+        transports=_ladder(site, transports, no_fallback),
         compression=site.config.backup.compression,
         storage_domain=storage_domain,
         storage_map=storage_map,
@@ -161,11 +176,29 @@ def restore(
     _report(settings, result)
 
 
-def _check(way: str, of: str, options: dict[str, object]) -> None:
+def _way(ways: dict[str, object]) -> str:
+    """Return the one way that is given."""
+    given = [name for name, value in ways.items() if value]
+    if len(given) != 1:
+        raise click.UsageError("Give one of --to, --new-vm, --new-disk and --in-place.")
+    return given[0]
+
+
+def _check(way: str, options: dict[str, object]) -> None:
     """Refuse options that belong to other ways: who gives them expects something of them."""
-    for name, given in options.items():
-        if given and way not in of:
-            raise click.UsageError(f"{name} does not go with {way}, but with {of}.")
+    for name, value in options.items():
+        if value and way not in _WAYS_OF[name]:
+            raise click.UsageError(f"{name} does not go with {way}, but with {', '.join(_WAYS_OF[name])}.")
+
+
+def _ladder(site: Site, transports: tuple[TransportName, ...], no_fallback: bool) -> tuple[TransportName, ...]:
+    if no_fallback and not transports:
+        raise click.UsageError("--no-fallback needs --transport: it leaves out the transports that are not named.")
+    for name in transports:
+        # What is asked for by name is not left out in silence when it cannot write.
+        site.uploads([name])
+    fallback = () if no_fallback else site.config.backup.ladder
+    return tuple(dict.fromkeys((*transports, *fallback)))
 
 
 def _to_images(
