@@ -243,6 +243,30 @@ def test_a_damaged_chunk_is_not_written(repository: Repository, store: MemorySto
         assert way.sink.image == holes
 
 
+def test_a_busy_agent_is_asked_again(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BusyAtFirst(Way):
+        refusals = 2
+
+        def write(self, blocks: Iterable[Block], window: int, compress: bool = False) -> Iterator[int]:
+            if self.refusals:
+                self.refusals -= 1
+                raise agent_errors.Busy("The agent writes 4 disks already.")
+            return super().write(blocks, window, compress)
+
+    monkeypatch.setattr(upload, "BUSY_PAUSE", 0)
+    content = image(12)
+    ways = BusyAtFirst("grpc", Sink(bytearray(len(content)))), Way("imageio", Sink(bytearray(len(content))))
+    done = write(repository, images.full(repository, content), *ways)
+    assert ways[0].sink.image == content
+    assert [carrier.transport for carrier in done.carriers] == ["grpc"]
+
+    monkeypatch.setattr(upload, "BUSY_TIMEOUT", -1)
+    ways[0].refusals = 1
+    done = write(repository, images.full(repository, content), *ways)
+    assert [carrier.transport for carrier in done.carriers] == ["imageio"]
+    assert "The agent writes 4 disks already" in str(done.carriers[0].reason)
+
+
 def test_it_can_be_stopped_while_nothing_moves(repository: Repository) -> None:
     """As with a host that hangs: closing its disk is what ends it."""
 
