@@ -43,3 +43,4 @@ from blockferry.engine.model import Transfer as Transfer
 from blockferry.engine.model import Transferred as Transferred
 from blockferry.engine.model import Vm as Vm
 from blockferry.engine.polling import Deadlines as Deadlines
+from blockferry.engine.polling import Patience as Patience

@@ -139,9 +139,13 @@ class Connection:
         """Return the domains that hold disks, by their names."""
         return disks.domains(self._session)
 
-    def make_disk(self, new: NewDisk) -> None:
-        """Make a floating disk, and wait until it can be written. Nothing of it stays when this raises."""
-        disks.make(self._session, new)
+    def make_disk(self, new: NewDisk, patience: polling.Patience | None = None) -> None:
+        """
+        Make a floating disk, and wait until it can be written. Nothing of it stays when this raises.
+
+        patience: when it ends, so does the waiting, with Interrupted.
+        """
+        disks.make(self._session, new, patience)
 
     def remove_disk(self, disk_id: str) -> None:
         """Remove a disk and wait until it is gone; one that is gone already is fine."""
@@ -151,16 +155,23 @@ class Connection:
         """Attach a floating disk to a VM that is down."""
         disks.attach(self._session, vm, disk_id, interface, bootable)
 
-    def writing(self, disk: Transferred, keep: bool, opened: Callable[[str], None]) -> AbstractContextManager[Transfer]:
+    def writing(
+        self,
+        disk: Transferred,
+        keep: bool,
+        opened: Callable[[str], None],
+        patience: polling.Patience | None = None,
+    ) -> AbstractContextManager[Transfer]:
         """
         Open the way to write a disk; leaving the block ends it, and waits until the engine has accepted the disk.
 
         keep: after a failure, the disk stays with what was written until then; else the engine removes it, also one
         that was there before.  opened: is called with the transfer's id as soon as there is one; end_writing needs it.
+        patience: when it ends, so does the waiting for the way to open, with Interrupted.
 
         Raises Conflict when the disk belongs to a running VM, is locked or being transferred.
         """
-        return disks.writing(self._session, disk, keep, opened)
+        return disks.writing(self._session, disk, keep, opened, patience)
 
     def end_writing(self, transfer_id: str, disk: Transferred) -> None:
         """End a transfer to a disk that a process that is gone left open; the disk stays. One that ended is fine."""

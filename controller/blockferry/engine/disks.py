@@ -45,17 +45,18 @@ def exists(session: Session, disk_id: str) -> bool:
     return True
 
 
-def make(session: Session, new: NewDisk) -> None:
+def make(session: Session, new: NewDisk, patience: polling.Patience | None = None) -> None:
     """
     Make a floating disk, and wait until it can be written. Nothing of it stays when this raises.
 
-    Raises EngineError when the engine does not want it, or cannot make it as it is wanted.
+    Raises EngineError when the engine does not want it, or cannot make it as it is wanted; Interrupted when the
+    patience ends.
     """
     correlation_id = events.new_correlation_id()
     # A refusal leaves nothing; it may even be that a disk of this id was there before.
     _ask_for(session, new, correlation_id)
     try:
-        _wait_until_ok(session, new, correlation_id)
+        _wait_until_ok(session, new, correlation_id, patience)
         _check_size(new, _find(session, new.id).provisioned_size or 0)
     except BaseException:
         with backups.aside():
@@ -100,17 +101,23 @@ def attach(session: Session, vm: Vm, disk_id: str, interface: str, bootable: boo
 
 
 @contextlib.contextmanager
-def writing(session: Session, disk: Transferred, keep: bool, opened: Callable[[str], None]) -> Iterator[Transfer]:
+def writing(
+    session: Session,
+    disk: Transferred,
+    keep: bool,
+    opened: Callable[[str], None],
+    patience: polling.Patience | None = None,
+) -> Iterator[Transfer]:
     """
     Open the way to write a disk; leaving the block ends it, and waits until the engine has accepted the disk.
 
-    keep: see Connection.writing.  opened: is called with the transfer's id as soon as there is one.
+    keep, opened, patience: see Connection.writing.
     """
     correlation_id = events.new_correlation_id()
     transfer_id = transfers.request_upload(session, disk, correlation_id)
     try:
         opened(transfer_id)
-        yield transfers.wait_for_ticket(session, transfer_id, disk, correlation_id)
+        yield transfers.wait_for_ticket(session, transfer_id, disk, correlation_id, patience)
     except BaseException:
         with backups.aside():
             if keep:
@@ -147,11 +154,13 @@ def _ask_for(session: Session, new: NewDisk, correlation_id: str) -> None:
             session.call(task, add)
 
 
-def _wait_until_ok(session: Session, disk: Transferred, correlation_id: str) -> None:
+def _wait_until_ok(
+    session: Session, disk: Transferred, correlation_id: str, patience: polling.Patience | None = None
+) -> None:
     status = ""
-    for _ in polling.ticks(session.deadlines.ready):
+    for _ in polling.ticks(session.deadlines.ready, patience):
         try:
-            found = _find(session, disk.id)
+            found = _find(session, disk.id, patience)
         except errors.NotFound:
             raise errors.EngineError(
                 f"Disk '{disk.alias}' is gone: the engine could not complete it, and removed it."
@@ -178,8 +187,8 @@ def _check_size(disk: Transferred, size: int) -> None:
         )
 
 
-def _find(session: Session, disk_id: str) -> Any:
-    return session.ask("read a disk", lambda api: _service(api, disk_id).get())
+def _find(session: Session, disk_id: str, patience: polling.Patience | None = None) -> Any:
+    return session.ask("read a disk", lambda api: _service(api, disk_id).get(), patience)
 
 
 def _service(api: Any, disk_id: str) -> Any:

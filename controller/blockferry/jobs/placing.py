@@ -180,6 +180,7 @@ class _Job:
         self._point = point
         self._options = options
         self._progress = progress
+        self._patience = engine.Patience()
         self._end_left_open()
 
     # New disks and VMs.
@@ -199,14 +200,14 @@ class _Job:
 
             def make(disk: DiskManifest, new: engine.NewDisk, stop: copying.Stop) -> Placed:
                 self._progress.step(f"Disk {disk.alias}: making disk {new.id}")
-                self._connection.make_disk(new)
+                self._connection.make_disk(new, self._patience)
                 record = records[new.id]
                 made.append((new, record))
 
                 def opened(transfer_id: str) -> None:
                     record.begun(new, not self._options.keep_partial, transfer_id)
 
-                with self._connection.writing(new, self._options.keep_partial, opened) as transfer:
+                with self._connection.writing(new, self._options.keep_partial, opened, self._patience) as transfer:
                     return self._write(disk, new.id, transfer, stop, only_differences=False)
 
             try:
@@ -324,7 +325,7 @@ class _Job:
 
                 try:
                     # Whatever happens, the disk is kept: else the engine would remove it.
-                    with self._connection.writing(target, True, opened) as transfer:
+                    with self._connection.writing(target, True, opened, self._patience) as transfer:
                         placed = self._write(disk, target.id, transfer, stop, only_differences=True)
                 except BaseException:
                     if record.open is not None:
@@ -371,6 +372,7 @@ class _Job:
                     done.result()
             except BaseException:
                 stop.stop()
+                self._patience.end()
                 for waiting in under_way:
                     waiting.cancel()
                 raise

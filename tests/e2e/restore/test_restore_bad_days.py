@@ -14,6 +14,7 @@ import pytest
 
 from blockferry_agent.nbd import Address
 from tests.component import nbd_servers
+from tests.e2e.bad_days.scene import Held
 from tests.e2e.restore.scene import Scene
 from tests.lab.lab import Lab, MiB
 
@@ -90,6 +91,14 @@ def test_a_restore_that_is_stopped_removes_what_it_made(scene: Scene) -> None:
         # The disk's server still hangs.
         scene.assert_says(held.end(), 130, "Stopped by a signal")
     assert not scene.engine.vms_service().list(search="name=half")
+
+
+def test_a_restore_that_waits_for_the_engine_can_be_stopped(scene: Scene) -> None:
+    scene.lab.engine.faults.stick("transferring")
+    with Held(scene.operator.start("restore", scene.vm.name, "latest", "--new-disk")) as held:
+        held.wait_until(lambda: [transfer.phase.value for transfer in scene.transfers()] == ["initializing"] * 2)
+        held.process.send_signal(signal.SIGTERM)
+        scene.assert_says(held.end(30), 130, "Stopped by a signal")
 
 
 def test_a_vm_that_does_not_start_is_there(scene: Scene, images: dict[str, Path]) -> None:
