@@ -17,9 +17,8 @@ from blockferry.repository.manifest import File, Manifest
 from blockferry.repository.store import Store
 from blockferry_agent import errors as agent_errors
 
-_THREADS = 2
-_AHEAD = 4
-"""Entries whose chunks are fetched before they are asked for."""
+_AHEAD = 2
+"""Entries, for each fetch that is under way, whose chunks are fetched before they are asked for."""
 _RECENT = 8
 """Chunks that are kept: one that later blocks were laid over is met again between them."""
 
@@ -52,7 +51,8 @@ class DiskReader:
         """
         Generate the pieces of a range (bytes; to the end of the disk when `length` is None), in disk order, gap-free.
 
-        Every chunk is checked before a piece of it is generated. Needs memory for a dozen windows.
+        Every chunk is checked before a piece of it is generated. Needs memory for twice as many windows as the store
+        fetches side by side.
 
         Raises Damaged, RepositoryError, and InvalidRequest for a range that is not within the disk.
         """
@@ -87,16 +87,17 @@ class DiskReader:
         """Generate the entries, each with the content of its chunk, checked; fetch some chunks ahead."""
         recent: OrderedDict[bytes, Future[bytes]] = OrderedDict()
         ahead: deque[tuple[Entry, Future[bytes]]] = deque()
-        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="restore")
+        side_by_side = self._chunks.side_by_side
+        threads = ThreadPoolExecutor(side_by_side, thread_name_prefix="restore")
         try:
             for entry in entries:
                 if entry.chunk not in recent:
                     recent[entry.chunk] = threads.submit(self._chunks.get, entry.chunk)
                 recent.move_to_end(entry.chunk)
                 ahead.append((entry, recent[entry.chunk]))
-                if len(recent) > _RECENT:
+                if len(recent) > max(_RECENT, _AHEAD * side_by_side):
                     recent.popitem(last=False)
-                if len(ahead) > _AHEAD:
+                if len(ahead) > _AHEAD * side_by_side:
                     ready, content = ahead.popleft()
                     yield ready, content.result()
             for ready, content in ahead:

@@ -24,6 +24,7 @@ _SPELLING = "Check repository.url in the configuration: blockferry makes no buck
 _CREDENTIALS = "Check the credentials (AWS_…, AZURE_… or GOOGLE_… variables, or AWS_PROFILE), and what they may do."
 _AGAIN = "Check the network and the service, then run this again: what is stored already is used."
 
+_NO_ROOM = "QuotaExceeded|InsufficientStorage|507 Insufficient"
 # What is looked for in the service's answer, what it means, and what to do. The first that fits counts.
 _SERVERS_WORDS = (
     ("NoSuchBucket|ContainerNotFound|specified bucket does not exist", "there is no such bucket", _SPELLING),
@@ -42,7 +43,6 @@ _SERVERS_WORDS = (
         "Set AWS_REGION, and AWS_ENDPOINT_URL when it is not at AWS.",
     ),
     ("AccessDenied|AuthorizationFailure|403 Forbidden|401 Unauthorized", "access is denied", _CREDENTIALS),
-    ("QuotaExceeded|InsufficientStorage|507 Insufficient", "", ""),
     ("SlowDown|ServerBusy|429 Too Many|503 Service", "the service asks to slow down", _AGAIN),
     ("dns error|failed to lookup", "the endpoint's name is not known", "Check AWS_ENDPOINT_URL or AWS_REGION."),
     ("169\\.254\\.169\\.254|metadata.google|Missing .*(Key|account|token)", "there are no credentials", _CREDENTIALS),
@@ -98,12 +98,12 @@ def _from_server(error: Exception, doing: str) -> errors.Error:
     # The debug part says what the text does not, such as that a connection was refused; but it also names the object,
     # and a VM's id may contain anything that is looked for.
     text = _without_names(str(error))
+    if re.search(_NO_ROOM, text):
+        return errors.RepositoryFull(
+            f"{doing}: the service has no room for it.", "Raise the quota, then run this again."
+        )
     for words, reason, hint in _SERVERS_WORDS:
         if re.search(words, text):
-            if not reason:
-                return errors.RepositoryFull(
-                    f"{doing}: the service has no room left for it.", "Raise the quota, then run this again."
-                )
             return errors.RepositoryError(f"{doing}: {reason}.", hint)
     return errors.RepositoryError(f"{doing}: {_first_part(error)}.", _AGAIN)
 

@@ -1,0 +1,75 @@
+"""The repository's own tests again, in a bucket, plain and encrypted; they are the unit tests' functions."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from blockferry import errors
+from blockferry.repository import KeyFile, Repository
+from blockferry_agent.units import KiB
+from tests.component.object_stores import Service
+from tests.unit import repository_images as images
+from tests.unit.test_repository_points import (
+    test_a_disk_that_loses_whole_pages_of_its_index,
+    test_a_point_has_its_disks_in_one_order_whichever_began_first,
+    test_a_point_without_ovf_says_why,
+    test_a_range_of_a_disk_is_read_alone,
+    test_a_reading_may_be_given_up,
+    test_a_window_in_too_many_pieces_is_named_until_it_is_read_whole,
+    test_an_incremental_needs_a_base,
+    test_an_incremental_without_changes_stores_next_to_nothing,
+    test_another_transport_carries_on_behind_the_last_good_block,
+    test_ids_that_are_none_never_become_names,
+    test_same_needs_the_whole_block_in_the_base,
+    test_the_manifest_holds_what_was_measured,
+    test_what_a_shrunk_disk_lost_does_not_come_back_when_it_grows,
+    test_zeros_cost_nothing,
+)
+
+__all__ = [
+    "test_a_disk_that_loses_whole_pages_of_its_index",
+    "test_a_point_has_its_disks_in_one_order_whichever_began_first",
+    "test_a_point_without_ovf_says_why",
+    "test_a_range_of_a_disk_is_read_alone",
+    "test_a_reading_may_be_given_up",
+    "test_a_window_in_too_many_pieces_is_named_until_it_is_read_whole",
+    "test_an_incremental_needs_a_base",
+    "test_an_incremental_without_changes_stores_next_to_nothing",
+    "test_another_transport_carries_on_behind_the_last_good_block",
+    "test_ids_that_are_none_never_become_names",
+    "test_same_needs_the_whole_block_in_the_base",
+    "test_the_manifest_holds_what_was_measured",
+    "test_what_a_shrunk_disk_lost_does_not_come_back_when_it_grows",
+    "test_zeros_cost_nothing",
+]
+
+WINDOW = 256 * KiB
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+def repository(request: pytest.FixtureRequest, s3: Service) -> Repository:
+    secret = KeyFile(b"k" * 32) if request.param == "encrypted" else None
+    return Repository.init(f"s3://{s3.new_bucket()}/r", WINDOW, secret=secret)
+
+
+def test_a_repository_in_a_bucket_is_made_once(s3: Service) -> None:
+    url = f"s3://{s3.new_bucket()}/r"
+    made = Repository.init(url, WINDOW)
+    with pytest.raises(errors.Conflict, match="already"):
+        Repository.init(url)
+    with pytest.raises(errors.Conflict, match="already"):
+        Repository.init(url, secret=KeyFile(bytes(32)))
+    assert Repository.open(url).settings == made.settings
+
+
+def test_points_in_a_bucket_come_back_and_are_verified(repository: Repository) -> None:
+    old = os.urandom(5 * WINDOW)
+    new = old[:WINDOW] + os.urandom(WINDOW) + old[2 * WINDOW :]
+    first = images.full(repository, old)
+    second = images.incremental(repository, old, new, first)
+    points = repository.points()
+    assert points == [second, first]
+    assert [images.restore(repository, point) for point in points] == [new, old]
+    assert repository.verify(points, lambda step: None).damage == ()
