@@ -86,7 +86,7 @@ class Stage:
             size=self.size,
         )
         own = host.pki.controller()
-        self._credentials = Credentials(host.pki.certificate, own.certificate, own.key)
+        self._credentials = Credentials(host.pki.trusted, own.certificate, own.key)
         self._socket = host.directory / "agent.sock"
         self._port = processes.free_port()
         first = processes.free_port()

@@ -27,7 +27,7 @@ class Host:
         self.directory = directory
         self.pki = pki.Authority.open(directory / "state")
         self._write("agent", self.pki.agent("host-1", "127.0.0.1"))
-        (directory / "tls-ca.crt").write_bytes(self.pki.certificate)
+        (directory / "tls-ca.crt").write_bytes(self.pki.trusted)
         authority = certificates.Authority(directory)
         place = places.Here(directory, lab=directory)
         self.imageio = imageio.Daemon(place, authority.issue("imageio", place.address), authority.pem)
@@ -90,7 +90,7 @@ class Host:
     def client(self, address: str, identity: pki.Identity | None = None) -> Iterator[agent_pb2_grpc.AgentStub]:
         """Connect as the controller, or as somebody else."""
         identity = identity or self.pki.controller()
-        credentials = grpc.ssl_channel_credentials(self.pki.certificate, identity.key, identity.certificate)
+        credentials = grpc.ssl_channel_credentials(self.pki.trusted, identity.key, identity.certificate)
         with grpc.secure_channel(
             address, credentials, options=[("grpc.max_receive_message_length", 9 * 1024 * 1024)]
         ) as channel:

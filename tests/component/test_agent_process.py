@@ -16,8 +16,8 @@ import pytest
 from blockferry_agent import __main__ as program
 from blockferry_agent import __version__
 from blockferry_proto import agent_pb2, agent_pb2_grpc
-from tests.lab import processes
 from tests.component.agent_host import Host
+from tests.lab import processes
 
 COMMAND = [sys.executable, "-m", "blockferry_agent"]
 

@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from blockferry.deploy import pki
 from blockferry_agent import __version__, digest, errors, imageio, nbd, status
+from blockferry_agent.callers import Callers
 from blockferry_agent.disks import Disks
 from blockferry_agent.gate import Gate
 from blockferry_agent.keepalive import KeepAlive
@@ -259,7 +260,6 @@ def test_a_ticket_that_image_io_does_not_know(stub: Stub) -> None:
 @pytest.mark.parametrize(
     ("change", "cls", "sentence"),
     [
-        ({"ops": ["write"]}, errors.TicketRefused, "is not for reading"),
         ({"timeout": 0}, errors.TicketRefused, "has expired"),
         ({"url": "file:///etc/shadow"}, errors.TicketRefused, "local NBD sockets only"),
         ({"url": "nbd:unix:/run/docker.sock"}, errors.TicketRefused, "not in a directory"),
@@ -393,7 +393,7 @@ def test_only_a_controller_is_served(host: Host) -> None:
         with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
             Stub(channel).Describe(agent_pb2.DescribeRequest(), timeout=5)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        ca_only = grpc.ssl_channel_credentials(host.pki.certificate)
+        ca_only = grpc.ssl_channel_credentials(host.pki.trusted)
         with grpc.secure_channel(address, ca_only) as channel, pytest.raises(grpc.RpcError) as caught:
             Stub(channel).Describe(agent_pb2.DescribeRequest(), timeout=5)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -431,7 +431,7 @@ def test_a_fault_of_the_agent_ends_in_a_sentence_and_its_traceback_in_the_log(
     broken = Broken()
     gate = Gate(1)
     disks = Disks(broken, KeepAlive(broken.touch, 20), gate, [], 1, Throttle(0))  # type: ignore[arg-type]
-    service = Service(disks, gate, Netcat(disks, 1, [], range(0), None, clear_text=False), broken)  # type: ignore[arg-type]
+    service = Service(disks, gate, Netcat(disks, 1, [], range(0), None, clear_text=False), broken, Callers(None), None)  # type: ignore[arg-type]
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
     serve(service, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")

@@ -23,7 +23,7 @@ import pytest
 
 import blockferry_agent
 from blockferry import errors
-from blockferry.deploy import agents, bundle, directory, hostkey, interpreter, onhost, pki, ssh
+from blockferry.deploy import agents, bundle, directory, hostkey, interpreter, issuer, onhost, pki, ssh
 from blockferry.transport import grpc_agent
 from blockferry.transport.ssh import TunnelledAgent
 from blockferry_agent.units import MiB
@@ -118,7 +118,7 @@ class Controller:
     def describe(self, record: agents.registry.Record) -> str:
         """Ask the agent over mutual TLS for its version."""
         authority = pki.Authority.open(self.state)
-        credentials = grpc_agent.Credentials(authority.certificate, *authority.controller())
+        credentials = grpc_agent.Credentials(authority.trusted, *authority.controller())
         endpoint = grpc_agent.Endpoint(record.address, record.port, record.server_name)
         agent = grpc_agent.Agent(endpoint, credentials)
         try:
@@ -167,7 +167,7 @@ def test_deploy_and_remove(real: Controller) -> None:
     assert deployed.changed
     assert (record.address, record.port) == ("127.0.0.1", real.options.port)
     assert record.python == ".".join(map(str, sys.version_info[:3]))
-    assert record.certificate_expires - datetime.now(UTC) > timedelta(days=396)
+    assert record.certificate_expires - datetime.now(UTC) > timedelta(days=89)
     assert real.describe(record) == blockferry_agent.__version__
     assert real.known.registry.find("host1") == record
 
@@ -193,6 +193,7 @@ def test_deploy_and_remove(real: Controller) -> None:
         f"{release}/agent.key": 0o600,
         f"{release}/ca.crt": 0o600,
         f"{release}/release.json": 0o600,
+        f"{release}/revoked.json": 0o600,
         "run": 0o700,
         "run/agent.pid": 0o644,
         "run/agent.sock": 0o600,
@@ -315,12 +316,12 @@ def test_dead_agent_is_started_again(controller: Controller) -> None:
 
 def test_certificate_is_renewed_in_time(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pki, "_LEAF_LIFE", timedelta(days=100))
+        patch.setattr(issuer, "LEAF_LIFE", timedelta(days=25))
         old = controller.deploy().record
     new = controller.deploy()
     assert new.changed
     assert new.record.bundle == old.bundle
-    assert new.record.certificate_expires - datetime.now(UTC) > timedelta(days=396)
+    assert new.record.certificate_expires - datetime.now(UTC) > timedelta(days=89)
 
 
 def test_lost_record_comes_back(controller: Controller) -> None:

@@ -25,10 +25,10 @@ from blockferry.transport.ladder import Ladder
 from blockferry.transport.netcat import NetcatTransport
 from blockferry_agent.nbd import Address
 from blockferry_agent.units import KiB, MiB
-from tests.lab import processes
 from tests.component import nbd_servers
-from tests.unit import repository_images as images
 from tests.component.agent_host import Host
+from tests.lab import processes
+from tests.unit import repository_images as images
 from tests.unit.repository_stores import MemoryStore
 
 WINDOW = 256 * KiB
@@ -141,7 +141,7 @@ def netcat_transport(host: Host, agent: Agent) -> Transport:
 
 def credentials(host: Host) -> Credentials:
     own = host.pki.controller()
-    return Credentials(host.pki.certificate, own.certificate, own.key)
+    return Credentials(host.pki.trusted, own.certificate, own.key)
 
 
 BY_AGENT = {"grpc": grpc_transport, "netcat": netcat_transport}

@@ -32,9 +32,9 @@ from blockferry_agent.blocks import Block, ReadRequest, Summary
 from blockferry_agent.nbd import Address
 from blockferry_agent.units import MiB
 from blockferry_proto import agent_pb2, agent_pb2_grpc
-from tests.lab import processes
 from tests.component import nbd_servers
 from tests.component.agent_host import Host
+from tests.lab import processes
 
 SIZE = 8 * MiB
 PATIENCE = 10.0
@@ -226,7 +226,7 @@ def test_a_port_scan_is_in_nobodys_way(
 
 def wrapped(host: Host, client: socket.socket, identity: pki.Identity | None) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=host.pki.certificate.decode())
+    context.load_verify_locations(cadata=host.pki.trusted.decode())
     if identity is not None:
         pem = host.directory / "client.pem"
         pem.write_bytes(identity.key + identity.certificate)
@@ -411,7 +411,7 @@ def target_of(host: Host, served: Address, size: int = SIZE) -> Target:
 
 def credentials(host: Host) -> Credentials:
     own = host.pki.controller()
-    return Credentials(host.pki.certificate, own.certificate, own.key)
+    return Credentials(host.pki.trusted, own.certificate, own.key)
 
 
 def agent_at(host: Host, listening: str) -> contextlib.closing[Agent]:

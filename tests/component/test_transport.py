@@ -26,10 +26,10 @@ from blockferry_agent.nbd import Address
 from blockferry_agent.source import Extent
 from blockferry_agent.units import KiB, MiB
 from blockferry_proto import agent_pb2
-from tests.lab import processes
 from tests.component import nbd_servers
 from tests.component.agent_host import Host
 from tests.component.sshd import Sshd
+from tests.lab import processes
 
 SIZE = 5 * MiB + 512
 WINDOW = 1 * MiB
@@ -75,7 +75,7 @@ def socket_of(host: Host) -> Path:
 
 def credentials(host: Host) -> Credentials:
     own = host.pki.controller()
-    return Credentials(host.pki.certificate, own.certificate, own.key)
+    return Credentials(host.pki.trusted, own.certificate, own.key)
 
 
 def imageio_transport(host: Host, endpoint: Endpoint, sshd: Sshd) -> Transport:
@@ -243,7 +243,7 @@ def test_a_server_that_is_gone_ends_the_reading(transport: Transport, host: Host
 
 def test_nobody_listens(host: Host, target: Target) -> None:
     own = host.pki.controller()
-    credentials = Credentials(host.pki.certificate, own.certificate, own.key)
+    credentials = Credentials(host.pki.trusted, own.certificate, own.key)
     free = Endpoint("127.0.0.1", processes.free_port(), "127.0.0.1")
     with pytest.raises(errors.AgentUnreachable, match=r"does not answer.*agent status"):
         GrpcTransport(credentials, lambda _: free).open(target)
@@ -254,12 +254,12 @@ def test_a_stranger_is_no_agent(host: Host, endpoint: Endpoint, target: Target, 
     foreign = type(host.pki).open(tmp_path / "state")
     own = foreign.controller()
     with pytest.raises(errors.AgentUnreachable):
-        GrpcTransport(Credentials(foreign.certificate, own.certificate, own.key), lambda _: endpoint).open(target)
+        GrpcTransport(Credentials(foreign.trusted, own.certificate, own.key), lambda _: endpoint).open(target)
 
 
 def test_the_engine_and_the_agent_must_see_one_size(host: Host, endpoint: Endpoint, target: Target) -> None:
     own = host.pki.controller()
-    through_agent = GrpcTransport(Credentials(host.pki.certificate, own.certificate, own.key), lambda _: endpoint)
+    through_agent = GrpcTransport(Credentials(host.pki.trusted, own.certificate, own.key), lambda _: endpoint)
     with pytest.raises(agent_errors.ProtocolError, match="bytes"):
         through_agent.open(target._replace(size=SIZE + 512))
 

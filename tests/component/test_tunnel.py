@@ -25,10 +25,10 @@ from blockferry.transport.ssh import SshTransport, TunnelledAgent
 from blockferry.transport.tunnel import Tunnel, Way
 from blockferry_agent.blocks import ReadRequest
 from blockferry_agent.units import MiB
-from tests.lab import processes
 from tests.component import nbd_servers
 from tests.component.agent_host import Host
 from tests.component.sshd import Sshd
+from tests.lab import processes
 
 SIZE = 64 * MiB
 

@@ -54,7 +54,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 def through_grpc(host: Host, endpoint: Endpoint, sshd: Sshd) -> UploadTransport:
     own = host.pki.controller()
-    credentials = Credentials(host.pki.certificate, own.certificate, own.key)
+    credentials = Credentials(host.pki.trusted, own.certificate, own.key)
     return AgentUploads("grpc", lambda target: Agent(endpoint, credentials))
 
 

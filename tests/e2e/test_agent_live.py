@@ -12,9 +12,9 @@ import pytest
 
 from blockferry_agent import blocks, nbd, reader, url
 from blockferry_agent.units import MiB
+from tests.component import nbd_servers
 from tests.lab.backups import BackupDisk
 from tests.lab.lab import Lab, Vm
-from tests.component import nbd_servers
 
 pytestmark = pytest.mark.lab
 

@@ -1,5 +1,6 @@
 """The certificate authority: proven by real TLS handshakes."""
 
+import json
 import socket
 import ssl
 import stat
@@ -13,8 +14,10 @@ import pytest
 from cryptography import x509
 
 from blockferry import errors
-from blockferry.deploy import pki
+from blockferry.deploy import issuer, pki
+from blockferry_agent import certificate
 
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 HOST_ID = "aaaaaaaa-0000-4000-8000-0000000000A1"
 
 
@@ -35,14 +38,19 @@ class Handshake:
         self._directory = directory
 
     def __call__(
-        self, server: pki.Identity, client: pki.Identity, authority: pki.Authority, name: str = "127.0.0.1"
+        self,
+        server: pki.Identity,
+        client: pki.Identity,
+        authority: pki.Authority,
+        name: str = "127.0.0.1",
+        trusted: bytes = b"",
     ) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
         left, right = socket.socketpair()
         left.settimeout(5)
         right.settimeout(5)
-        serving = self._context(ssl.PROTOCOL_TLS_SERVER, server, authority)
+        serving = self._context(ssl.PROTOCOL_TLS_SERVER, server, trusted or authority.trusted)
         serving.verify_mode = ssl.CERT_REQUIRED
-        calling = self._context(ssl.PROTOCOL_TLS_CLIENT, client, authority)
+        calling = self._context(ssl.PROTOCOL_TLS_CLIENT, client, authority.trusted)
         with ThreadPoolExecutor(1) as pool, closing(left), closing(right):
             accepted = pool.submit(self._accept, serving, left)
             try:
@@ -57,12 +65,12 @@ class Handshake:
                 raise
             return self._names(accepted.result()), self._names(seen_by_client)
 
-    def _context(self, side: int, identity: pki.Identity, authority: pki.Authority) -> ssl.SSLContext:
+    def _context(self, side: int, identity: pki.Identity, trusted: bytes) -> ssl.SSLContext:
         pem = self._directory / "identity.pem"
         pem.write_bytes(identity.key + identity.certificate)
         context = ssl.SSLContext(side)
         context.load_cert_chain(pem)
-        context.load_verify_locations(cadata=authority.certificate.decode())
+        context.load_verify_locations(cadata=trusted.decode())
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         return context
 
@@ -93,6 +101,7 @@ def test_controller_and_agent_know_each_other(authority: pki.Authority, handshak
         ("URI", pki.AGENT_ROLE),
         ("IP Address", "127.0.0.1"),
         ("DNS", "aaaaaaaa-0000-4000-8000-0000000000a1.agent.blockferry.invalid"),
+        ("DNS", pki.own_name(agent.certificate)),
     }
 
 
@@ -127,7 +136,7 @@ def test_controller_may_not_be_a_server(authority: pki.Authority, handshake: Han
 def test_expired_certificate_is_refused(
     authority: pki.Authority, handshake: Handshake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pki, "_LEAF_LIFE", timedelta(seconds=-1))
+    monkeypatch.setattr(issuer, "LEAF_LIFE", timedelta(seconds=-1))
     expired = authority.agent(HOST_ID, "127.0.0.1")
     monkeypatch.undo()
     with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
@@ -142,11 +151,11 @@ def test_controller_is_renewed_when_a_third_of_its_life_is_left(
     authority: pki.Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pki, "_LEAF_LIFE", timedelta(days=397 / 3) - timedelta(hours=1))
+        patch.setattr(issuer, "LEAF_LIFE", timedelta(days=90 / 3) - timedelta(hours=1))
         old = authority.controller()
     new = authority.controller()
     assert new.certificate != old.certificate
-    assert pki.expiry(new.certificate) - datetime.now(UTC) > timedelta(days=396)
+    assert pki.expiry(new.certificate) - datetime.now(UTC) > timedelta(days=89)
     assert authority.controller() == new
 
 
@@ -177,7 +186,7 @@ def test_keys_are_private(authority: pki.Authority, tmp_path: Path) -> None:
     authority.controller()
     directory = tmp_path / "state" / "pki"
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [directory, *directory.iterdir()]}
-    assert modes == {"pki": 0o700, "ca.key": 0o600, "ca.crt": 0o644, "controller.pem": 0o600}
+    assert modes == {"pki": 0o700, "authority.pem": 0o600, "controller.pem": 0o600, "lock": 0o600}
 
 
 def test_controllers_that_start_at_once_share_one_authority(tmp_path: Path) -> None:
@@ -185,7 +194,7 @@ def test_controllers_that_start_at_once_share_one_authority(tmp_path: Path) -> N
 
     def start(_: int) -> bytes:
         barrier.wait()
-        return pki.Authority.open(tmp_path / "state").certificate
+        return pki.Authority.open(tmp_path / "state").trusted
 
     with ThreadPoolExecutor(8) as pool:
         certificates = set(pool.map(start, range(8)))
@@ -194,8 +203,8 @@ def test_controllers_that_start_at_once_share_one_authority(tmp_path: Path) -> N
 
 
 def test_lost_key_is_an_error_not_a_new_authority(authority: pki.Authority, tmp_path: Path) -> None:
-    (tmp_path / "state" / "pki" / "ca.key").unlink()
-    with pytest.raises(errors.DeployError, match=r"cannot be used.*ca\.key"):
+    (tmp_path / "state" / "pki" / "authority.pem").unlink()
+    with pytest.raises(errors.DeployError, match=r"cannot be used"):
         pki.Authority.open(tmp_path / "state")
 
 
@@ -214,6 +223,79 @@ def test_renewed_identity_that_cannot_be_written(authority: pki.Authority, tmp_p
 def test_key_of_another_authority_is_an_error(
     authority: pki.Authority, stranger: pki.Authority, tmp_path: Path
 ) -> None:
-    (tmp_path / "state" / "pki" / "ca.key").write_bytes((tmp_path / "stranger" / "pki" / "ca.key").read_bytes())
+    own, other = ((tmp_path / name / "pki" / "authority.pem").read_bytes() for name in ("state", "stranger"))
+    key, certificate = other[: other.index(CERTIFICATE)], own[own.index(CERTIFICATE) :]
+    (tmp_path / "state" / "pki" / "authority.pem").write_bytes(key + certificate)
     with pytest.raises(errors.DeployError, match="do not belong together"):
         pki.Authority.open(tmp_path / "state")
+
+
+def test_state_of_version_0_1_0(authority: pki.Authority, tmp_path: Path) -> None:
+    directory = tmp_path / "state" / "pki"
+    pem = (directory / "authority.pem").read_bytes()
+    (directory / "authority.pem").unlink()
+    (directory / "ca.key").write_bytes(pem[: pem.index(CERTIFICATE)])
+    (directory / "ca.crt").write_bytes(pem[pem.index(CERTIFICATE) :])
+    assert pki.Authority.open(tmp_path / "state").trusted == pem[pem.index(CERTIFICATE) :]
+
+
+def test_a_new_identity_of_the_controller_takes_the_old_one_back(authority: pki.Authority, tmp_path: Path) -> None:
+    old = authority.controller()
+    assert json.loads(authority.revoked) == {"sha256": []}
+    new = authority.rotate_controller()
+    assert authority.controller() == new != old
+    assert json.loads(authority.revoked) == {"sha256": [certificate.fingerprint(certificate.from_pem(old.certificate))]}
+    assert stat.S_IMODE((tmp_path / "state" / "pki" / "revoked.json").stat().st_mode) == 0o600
+
+
+def test_what_has_ended_is_not_listed_any_more(authority: pki.Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(issuer, "LEAF_LIFE", timedelta(seconds=-1))
+        ended = authority.rotate_controller()
+    authority.revoke(ended.certificate)
+    current = authority.rotate_controller()
+    authority.revoke(current.certificate)
+    listed = json.loads(authority.revoked)["sha256"]
+    assert listed == [certificate.fingerprint(certificate.from_pem(current.certificate))]
+
+
+def test_an_agents_certificate_has_a_name_that_no_other_has(authority: pki.Authority, handshake: Handshake) -> None:
+    old = authority.agent(HOST_ID, "127.0.0.1")
+    new = authority.agent(HOST_ID, "127.0.0.1", also=[pki.own_name(old.certificate)])
+    for identity in (old, new):
+        handshake(identity, authority.controller(), authority, pki.own_name(identity.certificate))
+    # While the controller still asks for the old name.
+    handshake(new, authority.controller(), authority, pki.own_name(old.certificate))
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake(old, authority.controller(), authority, pki.own_name(new.certificate))
+    assert authority.is_fresh(new.certificate, HOST_ID, "127.0.0.1")
+
+
+def test_the_authority_is_replaced_while_all_agents_serve(authority: pki.Authority, handshake: Handshake) -> None:
+    """As in pki's table: in every step, each agent and the controller take each other for what they are."""
+
+    def meet(agent: tuple[pki.Identity, bytes]) -> None:
+        identity, trusted = agent
+        handshake(identity, authority.controller(), authority, pki.own_name(identity.certificate), trusted)
+
+    def renewed() -> tuple[pki.Identity, bytes]:
+        return authority.agent(HOST_ID, "127.0.0.1"), authority.trusted
+
+    before, first = renewed(), authority.trusted
+    authority.begin_rotation()
+    authority.begin_rotation()  # by somebody who goes on with it
+    assert authority.is_rotating
+    assert not authority.is_fresh(before[0].certificate, HOST_ID, "127.0.0.1")
+    meet(before)
+    between = renewed()
+    meet(between)
+    authority.end_rotation()
+    assert not authority.is_rotating
+    meet(between)
+    after = renewed()
+    meet(after)
+    assert authority.trusted not in first
+    with pytest.raises(ssl.SSLError):
+        meet(before)
+    authority.end_rotation()
+    meet(after)

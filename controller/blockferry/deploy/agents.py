@@ -107,7 +107,8 @@ class Agents:
                     "release.json": _json(about),
                     "agent.crt": identity.certificate,
                     "agent.key": identity.key,
-                    "ca.crt": authority.certificate,
+                    "ca.crt": authority.trusted,
+                    "revoked.json": authority.revoked,
                 }
                 if made.digest not in found.bundles:
                     files["bundle.tar.gz"] = made.data
@@ -117,7 +118,7 @@ class Agents:
             host_name=host.name,
             address=host.address,
             port=options.port,
-            server_name=pki.agent_name(host.id),
+            server_name=pki.own_name(release.certificate.encode()),
             socket=options.socket,
             ssh_port=login.port,
             ssh_user=login.user,
@@ -162,7 +163,7 @@ def _config(options: Options, address: str) -> dict[str, Any]:
     """Return the agent's configuration (`blockferry_agent.config`); relative paths start at the release."""
     config: dict[str, Any] = {
         "listen": [f"unix:{options.socket}"],
-        "tls": {"certificate": "agent.crt", "key": "agent.key", "ca": "ca.crt"},
+        "tls": {"certificate": "agent.crt", "key": "agent.key", "ca": "ca.crt", "revoked": "revoked.json"},
         "pid_file": "../../run/agent.pid",
         "control_socket": options.control_socket,
         "data_socket": options.data_socket,

@@ -198,7 +198,7 @@ class Site:
     def _credentials(self) -> Credentials:
         authority = deploy.Authority.open(self.state)
         own = authority.controller()
-        return Credentials(authority.certificate, own.certificate, own.key)
+        return Credentials(authority.trusted, own.certificate, own.key)
 
 
 def _endpoint(record: deploy.Record) -> Endpoint:
