@@ -41,8 +41,8 @@ from tests.lab.storage import Format, Volume
 class Host:
     """
     before_ticket: called with each ticket before the daemon gets it, when its NBD server runs already: what an
-    independent tool copies then is what a backup must hold.  The ticket's url is as it is seen from here; another one
-    that is put in its place is what the daemon gets.
+    independent tool copies then is what a backup must hold.  The ticket's url is as it is seen from here; the
+    daemon gets the ticket as it is left.
     address: of imageio and sshd.  place: where it is.  login: the way in.  volumes: the lab's storage.
     """
 
@@ -315,11 +315,12 @@ class Host:
     def add_ticket(self, ticket: dict[str, object]) -> None:
         """ticket: what the engine sends, with its id in "uuid"."""
         if self.before_ticket is not None:
-            url = self._seen(str(ticket["url"]))
-            shown = {**ticket, "url": url}
-            self.before_ticket(shown)
-            if shown["url"] != url:
-                ticket = shown
+            url = str(ticket["url"])
+            seen = self._seen(url)
+            ticket = {**ticket, "url": seen}
+            self.before_ticket(ticket)
+            if ticket["url"] == seen:
+                ticket["url"] = url
         self._imageio.add_ticket(ticket)
 
     def get_ticket(self, ticket_id: str) -> dict[str, object] | None:
