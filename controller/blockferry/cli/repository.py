@@ -114,7 +114,7 @@ def change(settings: Settings, passphrase_file: Path | None, key_file: Path | No
 @click.argument("key_id", metavar="KEY")
 @common_options
 def remove(settings: Settings, key_id: str) -> None:
-    """Remove a key. Who knew it may have kept the master key: against that only a new repository helps."""
+    """Remove a KEY. Who knew it may have kept the master key: against that only a new repository helps."""
     keyring.opened(settings.site().config.repository).remove(key_id)
     _say(settings, "removed", key_id)
 
