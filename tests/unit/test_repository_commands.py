@@ -155,3 +155,33 @@ def test_durability_is_a_choice_of_two(place: Place) -> None:
     assert place.run("repository", "init").status == 0
     place.configure('durability = "some"')
     assert place.run("list").status == 3
+
+
+def test_points_are_copied_to_another_repository(place: Place) -> None:
+    place.configure('passphrase_file = "passphrase"')
+    place.run("repository", "init", "--encrypt")
+    image = bytes(range(256)) * 4096
+    source = Repository.open(place.url, Passphrase("correct horse"))
+    older = images.full(source, image[: 512 * 1024])
+    images.full(source, image)
+    to = ["--to", str(place.directory / "there"), "--to-key-file", str(place.directory / "key")]
+
+    assert place.run("repository", "copy", *to[:2]).status == 8, "there is no such repository"
+    made = keys.KeyFile.new()
+    made.save(place.directory / "key")
+    Repository.init(str(place.directory / "there"), secret=made)
+    done = place.run("repository", "copy", *to[:2])
+    assert (done.status, "--to-passphrase-file or --to-key-file" in done.errors) == (8, True)
+
+    (first,) = place.document("repository", "copy", "web", older.id, *to)  # type: ignore[misc]
+    assert (first["point_id"], first["new"], first["moved"]) == (older.id, True, 512 * 1024)
+    done = place.run("repository", "copy", *to)
+    assert done.status == 0
+    assert f"1 recovery points were copied to {place.directory}/there; 1 were there already." in done.output
+    there = Repository.open(str(place.directory / "there"), made)
+    assert images.restore(there, there.points()[0]) == image
+
+    done = place.run(
+        "repository", "copy", "--to", place.url, "--to-passphrase-file", str(place.directory / "passphrase")
+    )
+    assert (done.status, "are one repository" in done.errors) == (6, True)

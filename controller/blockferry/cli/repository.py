@@ -9,8 +9,9 @@ from typing import Literal
 import click
 
 from blockferry.cli import output
+from blockferry.cli.points import POINT_HELP
 from blockferry.cli.settings import Settings, common_options
-from blockferry.jobs import keyring
+from blockferry.jobs import catalog, keyring, replication
 from blockferry_agent.units import KiB
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -23,7 +24,7 @@ def _key_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def repository() -> None:
-    """Make the repository that the configuration names, and manage its keys."""
+    """Make the repository that the configuration names, manage its keys, copy it."""
 
 
 @repository.command()
@@ -65,6 +66,48 @@ def init(
         click.echo(f"The repository {made.url} is ready{' and encrypted' if encrypt else ''}.")
         if encrypt:
             output.note("Print `blockferry repository key export` and keep it safe: without a key nothing can be read.")
+
+
+@repository.command(epilog=POINT_HELP)
+@click.argument("vm", required=False)
+@click.argument("point", required=False)
+@click.option("--to", "url", required=True, metavar="URL", help="The other repository: a path, or a bucket's URL.")
+@click.option("--to-passphrase-file", type=_FILE, help="File with the other repository's passphrase alone.")
+@click.option("--to-key-file", type=_FILE, help="The other repository's key file.")
+@common_options
+def copy(
+    settings: Settings,
+    vm: str | None,
+    point: str | None,
+    url: str,
+    to_passphrase_file: Path | None,
+    to_key_file: Path | None,
+) -> None:
+    """
+    Copy all recovery points, those of VM, or one POINT to another repository, which has its own key or none.
+
+    Points that are there already are left as they are, and only chunks that are missing there are written. A copy that
+    was ended goes on where it was. The other repository must have been made with the same window.
+    """
+    if to_passphrase_file is not None and to_key_file is not None:
+        raise click.UsageError("Give --to-passphrase-file or --to-key-file, not both.")
+    source = settings.site().repository()
+    target = replication.target(url, to_passphrase_file, to_key_file)
+    points = catalog.points(source, vm) if vm is None or point is None else [catalog.point(source, vm, point)]
+    copied = []
+    with settings.progress() as progress:
+        for done in replication.run(source, target, points, progress):
+            copied.append(done)
+            if not settings.machine and done.new:
+                output.line(
+                    f"{done.vm_name} {done.point_id} is copied: {output.size(done.moved)} read, "
+                    f"{output.size(done.stored)} written."
+                )
+    if settings.machine:
+        output.as_json(copied)
+    else:
+        new = sum(done.new for done in copied)
+        output.line(f"{new} recovery points were copied to {target.url}; {len(copied) - new} were there already.")
 
 
 @repository.group()

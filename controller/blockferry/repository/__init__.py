@@ -5,6 +5,7 @@ The repository: every recovery point that is kept, under one URL.
     draft         a recovery point that is being written
     writer        one disk of it: blocks in, chunks and an index out
     reader        one disk of a recovery point: an index in, pieces out
+    copying       a recovery point that goes into another repository
     verification  everything that points need, read and checked
     manifest      the document that commits a point
     index         which chunk holds each range of a disk
@@ -27,6 +28,7 @@ Who does what at once:
     backup beside restore, list, verify               readers see a point when its manifest is there, then all of it is
 """
 
+from blockferry.repository.copying import Copied as Copied
 from blockferry.repository.draft import Draft as Draft
 from blockferry.repository.keyring import Keyring as Keyring
 from blockferry.repository.keys import KeyFile as KeyFile

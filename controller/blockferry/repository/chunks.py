@@ -95,6 +95,14 @@ class Chunks:
         self._trust(digest)
         return Stored(digest, length)
 
+    def find(self, digest: bytes) -> bool:
+        """Tell whether a chunk of a disk's content is there, and a point may rely on it. Raises RepositoryError."""
+        if not self._is_trusted(digest):
+            if not self._is_sound(digest, MAX_WINDOW):
+                return False
+            self._trust(digest)
+        return True
+
     def get(self, digest: bytes, limit: int = MAX_WINDOW) -> bytes:
         """
         Return the content of a chunk, checked.

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 from blockferry import errors
-from blockferry.repository import draft, layout, manifest, settings, verification
+from blockferry.repository import copying, draft, layout, manifest, settings, verification
 from blockferry.repository import store as stores
 from blockferry.repository.chunks import Chunks, Compression
+from blockferry.repository.copying import Copied
 from blockferry.repository.draft import Draft
 from blockferry.repository.encryption import SealedStore, Sealer, derive
 from blockferry.repository.keyring import master_key
@@ -131,6 +132,27 @@ class Repository:
         """
         return draft.begin(self._store, self._chunks(), self.settings, vm)
 
+    def copy_from(self, source: Repository, point: Manifest, progress: Callable[[copying.Step], None]) -> Copied:
+        """
+        Copy a point of another repository into this one; what this one has already is not written again.
+
+        A point that is here already is left as it is. A copy that was broken off is begun anew, and finds its chunks.
+
+        progress: called after every page of an index, by this thread.
+
+        Raises RepositoryError, also when the windows differ; Damaged when the source is.
+        """
+        if source.settings.window != self.settings.window:
+            raise errors.RepositoryError(
+                f"The window of {source.url} is {source.settings.window} bytes, that of {self.url} "
+                f"{self.settings.window}: points cannot be copied.",
+                "Make another repository with `blockferry repository init --window`.",
+            )
+        if self._store.holds(layout.manifest(point.vm.id, point.id)):
+            return Copied(point.vm.id, point.vm.name, point.id, False, 0, 0, 0)
+        base = self._common_base(source, point)
+        return copying.copy(source._side(), self._side(), point, base, progress)
+
     def disk(self, point: Manifest, disk_id: str) -> DiskReader:
         """Open a disk of a recovery point for reading. Raises NotFound, Damaged, RepositoryError."""
         return DiskReader(read_index(self._store, point, disk_id), self._chunks())
@@ -155,6 +177,23 @@ class Repository:
         unreadable: list[Unreadable] = []
         everything = self.points(unreadable=unreadable.append)
         return verification.verify(self._store, self._chunks(), points, everything, unreadable, progress)
+
+    def _common_base(self, source: Repository, point: Manifest) -> copying.Base | None:
+        """Return the newest earlier point of the VM that both repositories have."""
+        listed = self._store.listing(layout.vm_folder(point.vm.id))
+        there = {ids[1] for found in listed if (ids := layout.point_of(found.name))}
+        # Ids sort by time, to the second.
+        for point_id in sorted((other for other in there if other[:16] <= point.id[:16]), reverse=True):
+            try:
+                base = copying.Base(source.point(point.vm.id, point_id), self.point(point.vm.id, point_id))
+            except (errors.NotFound, errors.Damaged):
+                continue
+            if base.source.created < point.created:
+                return base
+        return None
+
+    def _side(self) -> copying.Side:
+        return copying.Side(self._store, self._chunks(), self._names_key)
 
     def _chunks(self) -> Chunks:
         return Chunks(self._store, self.settings.compression, self._names_key)
