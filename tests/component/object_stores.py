@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,13 +33,13 @@ class Service:
     url: its endpoint.  requests: methods and paths of what it was asked, in order.  delay: seconds before each answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         # Each service of AWS has its own state; here only S3 is asked for.
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self.server: BaseWSGIServer = make_server("127.0.0.1", 0, self, threaded=True)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.server: BaseWSGIServer = make_server("127.0.0.1", 0, self, threaded=True, ssl_context=tls)
+        self.url = f"{'https' if tls else 'http'}://localhost:{self.server.server_port}"
         self.requests: list[str] = []
         self.delay = 0.0
         self._buckets = 0
@@ -79,10 +80,10 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Service]:
-    """Run a service."""
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Service]:
+    """Run a service. tls: with which it serves HTTPS."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    service = Service()
+    service = Service(tls)
     thread = threading.Thread(target=service.server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from pathlib import Path
 
 import pytest
+import trustme
 
 from blockferry import errors
 from blockferry.repository import Repository
@@ -15,7 +17,7 @@ from blockferry.repository.chunks import Chunks
 from blockferry.repository.store import Store, bucket, profile
 from blockferry.repository.store.bucket import Bucket, Patience
 from blockferry_agent.units import KiB
-from tests.component.object_stores import Service, hanging, lost_answer, lost_request, status
+from tests.component.object_stores import Service, hanging, lost_answer, lost_request, serving, status
 from tests.unit import repository_images as images
 from tests.unit.test_repository_store import (
     test_a_batch_puts_its_last_object,
@@ -226,6 +228,34 @@ def test_a_broken_file_of_credentials_is_named_and_not_shown(home: Path) -> None
     with pytest.raises(errors.ConfigError, match=r"\.aws/credentials") as caught:
         stores.connect("s3://bucket/x")
     assert "hunter2" not in str(caught.value)
+
+
+def test_an_endpoint_of_ones_own_has_its_own_ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with serving(context) as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        untrusting = bucket.connect("s3://bucket/x", QUICK)
+        with pytest.raises(errors.RepositoryError, match=r"certificate is not trusted\. .*AWS_CA_BUNDLE"):
+            untrusting.get("a", 1)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        with pytest.raises(errors.RepositoryError, match="no such bucket"):
+            bucket.connect("s3://bucket/x", QUICK).get("a", 1)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with pytest.raises(errors.ConfigError, match="AWS_CA_BUNDLE"):
+        bucket.connect("s3://bucket/x")
+
+
+@pytest.mark.parametrize("url", ["az://container/x", "gs://bucket/x"])
+def test_other_clouds_ask_for_credentials(home: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Nothing of them is here to be tried: only that they are asked, and that the answer is a sentence."""
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(errors.RepositoryError, match="Check the credentials"):
+        bucket.connect(url, QUICK).get("a", 1)
 
 
 # A repository.

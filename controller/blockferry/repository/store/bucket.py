@@ -3,7 +3,7 @@ A store in a bucket: S3 and what speaks it (s3://), Azure (az://), Google Cloud 
 
 Credentials are never in the URL: they come from where the services' own tools look for them (the environment, the AWS
 tools' files, the service of the machine or container that this runs on). An http:// endpoint is used where
-AWS_ENDPOINT_URL or AZURE_STORAGE_ENDPOINT names one.
+AWS_ENDPOINT_URL or AZURE_STORAGE_ENDPOINT names one; the CA of an endpoint of one's own is in the file AWS_CA_BUNDLE.
 
 obstore asks again, with growing pauses, after 5xx answers, throttling and lost connections, also for a put: putting the
 same object twice is the same as once. Only of a `put_new` that was asked twice the second answer is wrong.
@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -63,6 +64,8 @@ def connect(url: str, patience: Patience | None = None) -> Bucket:
     # A number for many retries: the time is the limit.
     retries: RetryConfig = {"max_retries": 100, "retry_timeout": timedelta(seconds=patience.total)}
     client: ClientConfig = {"timeout": timedelta(seconds=patience.request), "connect_timeout": timedelta(seconds=10)}
+    if os.environ.get("AWS_CA_BUNDLE"):
+        client["root_certificate"] = _certificates(Path(os.environ["AWS_CA_BUNDLE"]))
     store: S3Store | AzureStore | GCSStore
     with faults.of_a_bucket(f"The bucket {url} cannot be used"):
         if parts.scheme == "s3":
@@ -76,6 +79,13 @@ def connect(url: str, patience: Patience | None = None) -> Bucket:
         else:
             store = GCSStore.from_url(url, client_options=client, retry_config=retries)
     return Bucket(url.rstrip("/"), store)
+
+
+def _certificates(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"The file {path} (AWS_CA_BUNDLE) cannot be read: {error}.") from None
 
 
 class Bucket:
