@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blockferry.transport.disk import Target, Transport
-from blockferry.transport.grpc_agent import Agent, Credentials, Endpoint, GrpcTransport
+from blockferry.transport.grpc_agent import Agent, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.netcat import NetcatTransport
 from blockferry.transport.ssh import SshTransport
 from blockferry_agent.nbd import Address

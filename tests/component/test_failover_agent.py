@@ -19,9 +19,10 @@ from blockferry.repository import Manifest, Repository
 from blockferry.repository import settings as settings_module
 from blockferry.transport import grpc_agent, ladder
 from blockferry.transport.disk import Target, Transport
-from blockferry.transport.grpc_agent import Credentials, Endpoint, GrpcTransport
+from blockferry.transport.grpc_agent import Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
 from blockferry.transport.ladder import Ladder
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.netcat import NetcatTransport
 from blockferry_agent.nbd import Address
 from blockferry_agent.units import KiB, MiB

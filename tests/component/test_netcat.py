@@ -24,7 +24,8 @@ from blockferry.deploy import pki
 from blockferry.transport import grpc_agent
 from blockferry.transport import netcat as transport
 from blockferry.transport.disk import Disk, Target
-from blockferry.transport.grpc_agent import Agent, Credentials, Endpoint
+from blockferry.transport.grpc_agent import Agent, Endpoint
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.netcat import NetcatTransport
 from blockferry_agent import door, frames, netcat
 from blockferry_agent import errors as agent_errors

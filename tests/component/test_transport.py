@@ -15,8 +15,9 @@ import pytest
 from blockferry import errors
 from blockferry.transport import imageio
 from blockferry.transport.disk import Disk, Target, Transport
-from blockferry.transport.grpc_agent import Agent, AgentReading, Credentials, Endpoint, GrpcTransport
+from blockferry.transport.grpc_agent import Agent, AgentReading, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.netcat import NetcatTransport
 from blockferry.transport.ssh import SshTransport
 from blockferry_agent import digest

@@ -13,8 +13,9 @@ import pytest
 from blockferry import errors
 from blockferry.transport.agent_upload import AgentUploads
 from blockferry.transport.disk import Target
-from blockferry.transport.grpc_agent import Agent, Credentials, Endpoint
+from blockferry.transport.grpc_agent import Agent, Endpoint
 from blockferry.transport.imageio_upload import ImageioUploads
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.ssh import TunnelledAgent
 from blockferry.transport.uploading import Upload, UploadTransport
 from blockferry_agent import digest

@@ -15,9 +15,10 @@ from blockferry.jobs import keyring
 from blockferry.repository import Repository
 from blockferry.transport.agent_upload import AgentUploads
 from blockferry.transport.disk import Target, Transport
-from blockferry.transport.grpc_agent import Agent, Credentials, Endpoint, GrpcTransport
+from blockferry.transport.grpc_agent import Agent, Endpoint, GrpcTransport
 from blockferry.transport.imageio import ImageioTransport
 from blockferry.transport.imageio_upload import ImageioUploads
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.netcat import NetcatTransport
 from blockferry.transport.ssh import SshTransport, TunnelledAgent
 from blockferry.transport.tunnel import Way

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from blockferry import errors
-from blockferry.transport import content
+from blockferry.transport import content, mutual_tls, versions
 from blockferry.transport.disk import Reading, Target
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.tally import Tally
 from blockferry_agent import errors as agent_errors
 from blockferry_agent import status, wire
 from blockferry_agent.blocks import MAX_WINDOW, Block, ReadRequest, Summary
 from blockferry_agent.units import KiB
-from blockferry_proto import PROTOCOL, agent_pb2, agent_pb2_grpc
+from blockferry_proto import agent_pb2, agent_pb2_grpc
 
 # Seconds for a call that answers at once when all is well.
 PROBE_TIMEOUT = 10.0
@@ -39,6 +41,13 @@ _CHANNEL_OPTIONS = [
     # A host is not reached through whatever proxy the operator's shell names for the web.
     ("grpc.enable_http_proxy", 0),
 ]
+
+
+# What gRPC says of a connection that one of the two sides gave up in the handshake or right behind it.
+_TRACES_OF_TLS = ("handshak", "erification", "SSL", "Socket closed", "onnection reset")
+
+# What gRPC's server says when it has more calls in hand than it may; the agent itself does not hear of this one.
+_TOO_MANY_CALLS = "Concurrent RPC limit exceeded!"
 
 
 class Endpoint(NamedTuple):
@@ -69,14 +78,6 @@ class LocalEndpoint(NamedTuple):
     where: str
 
 
-class Credentials(NamedTuple):
-    """The controller's side of mutual TLS, PEM: the CA that signed the agents, its own certificate and key."""
-
-    ca: bytes
-    certificate: bytes
-    key: bytes
-
-
 class GrpcTransport:
     """
     Reads through agents.
@@ -85,6 +86,7 @@ class GrpcTransport:
     """
 
     name = "grpc"
+    is_last_resort = False
 
     def __init__(self, credentials: Credentials, endpoint_of: Callable[[Target], Endpoint]) -> None:
         self._credentials = credentials
@@ -112,7 +114,10 @@ class Agent:
     def __init__(self, endpoint: Endpoint | LocalEndpoint, credentials: Credentials | None = None) -> None:
         """credentials: for an Endpoint. A tunnel's end is guarded by its mode, and its way by SSH."""
         self._where = endpoint.where
-        self._channel = _channel(endpoint, credentials)
+        self._endpoint = endpoint
+        self._credentials = credentials
+        self._opened = _channel(endpoint, credentials)
+        self._channel = versions.telling(self._opened)
         self._stub = agent_pb2_grpc.AgentStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         # Its messages are taken apart by `wire`, in the thread that wants their blocks.
         self._read_blocks: Callable[[agent_pb2.ReadBlocksRequest], _Call] = self._channel.unary_stream(
@@ -124,32 +129,38 @@ class Agent:
         )
 
     def describe(self) -> agent_pb2.DescribeReply:
-        """Ask who is there. Refuses an agent that speaks another protocol."""
+        """Ask who is there. Refuses an agent whose protocol is not a neighbour of this controller's."""
         with self._border():
             reply: agent_pb2.DescribeReply = self._stub.Describe(agent_pb2.DescribeRequest(), timeout=PROBE_TIMEOUT)
-        if reply.protocol != PROTOCOL:
-            raise errors.AgentUnreachable(
-                f"{self._where} speaks protocol {reply.protocol}, this controller {PROTOCOL}.",
-                "Deploy the agent again (blockferry agent deploy).",
-            )
+        versions.check(reply, self._where)
         return reply
 
-    def disk_size(self, target: Target) -> int:
-        """Return the size in bytes that the agent sees; proves that it can reach the disk."""
+    def health(self) -> str:
+        """Ask the standard health service: "SERVING", or "NOT_SERVING" from when the agent begins to stop."""
+        # The stubs of grpcio-health-checking have no types.
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        with self._border():
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+    def describe_disk(self, target: Target) -> agent_pb2.DescribeDiskReply:
+        """Ask what the agent sees of a disk; proves that it can reach it."""
         with self._border():
             reply: agent_pb2.DescribeDiskReply = self._stub.DescribeDisk(
                 agent_pb2.DescribeDiskRequest(ticket=ticket_of(target)), timeout=3 * PROBE_TIMEOUT
             )
-        return reply.size_bytes
+        return reply
 
-    def probe(self, target: Target) -> None:
-        """Raise unless the agent can read the disk, and sees in it what the engine sees."""
+    def probe(self, target: Target) -> agent_pb2.DescribeDiskReply:
+        """Raise unless the agent can read the disk, and sees in it what the engine sees; return what it sees."""
         self.describe()
-        size = self.disk_size(target)
-        if size != target.size:
+        seen = self.describe_disk(target)
+        if seen.size_bytes != target.size:
             raise agent_errors.ProtocolError(
-                f"The engine says that the disk has {target.size} bytes, the agent on {target.host_name} sees {size}."
+                f"The engine says that the disk has {target.size} bytes, the agent on {target.host_name} sees "
+                f"{seen.size_bytes}."
             )
+        return seen
 
     def open_socket(self, target: Target, clear_text: bool) -> agent_pb2.OpenSocketReply:
         """Have a TCP port opened for one client of the disk."""
@@ -173,7 +184,7 @@ class Agent:
 
     def close(self) -> None:
         """Close the connection; what still runs on it ends with an error."""
-        self._channel.close()
+        self._opened.close()
 
     def _replies(self, start: Callable[[], Any]) -> Generator[Any, None, None]:
         """Generate the replies of a call, which ends with the generator."""
@@ -190,7 +201,19 @@ class Agent:
         try:
             yield
         except grpc.RpcError as error:
-            raise _error(error, self._where) from None
+            raise self._refusal(error) or _error(error, self._where) from None
+
+    def _refusal(self, error: grpc.RpcError) -> agent_errors.Error | None:
+        """Return why there is no connection, when one of the two certificates is the reason."""
+        assert isinstance(error, grpc.Call)
+        if isinstance(self._endpoint, LocalEndpoint) or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return None
+        details = error.details() or ""
+        if not any(trace in details for trace in _TRACES_OF_TLS):
+            return None
+        assert self._credentials is not None, "TLS without certificates"
+        address, port, server_name = self._endpoint
+        return mutual_tls.refusal(address, port, server_name, self._credentials, self._where)
 
 
 class AgentDisk:
@@ -304,19 +327,24 @@ def _error(error: grpc.RpcError, where: str) -> agent_errors.Error:
     own = status.error_from(code.value[0], details, dict(error.trailing_metadata() or ()))
     if own is not None:
         return own
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details == _TOO_MANY_CALLS:
+        return agent_errors.Busy(f"{_sentence(where)} has more calls in hand than it may.", "Wait for other backups.")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return errors.AgentUnreachable(
-            f"{where[0].upper()}{where[1:]} does not serve this controller ({details}).",
-            "It was deployed by a controller with another CA: deploy it from here.",
+            f"{_sentence(where)} does not serve this controller ({details}).",
+            "Deploy the agent from here (`blockferry agent deploy`).",
         )
     if code is grpc.StatusCode.UNAVAILABLE:
         return errors.AgentUnreachable(
-            f"{where[0].upper()}{where[1:]} does not answer ({details}).", "See `blockferry agent status`."
+            f"{_sentence(where)} does not answer ({details}).", "See `blockferry agent status`."
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return errors.AgentUnreachable(
-            f"{where[0].upper()}{where[1:]} did not answer in time.", "See `blockferry agent status`."
-        )
+        return errors.AgentUnreachable(f"{_sentence(where)} did not answer in time.", "See `blockferry agent status`.")
     return errors.TransportError(
-        f"{where[0].upper()}{where[1:]} failed: {code.name} {details}.", "See the agent's log on the host."
+        f"{_sentence(where)} failed: {code.name} {details}.", "See the agent's log on the host."
     )
+
+
+def _sentence(where: str) -> str:
+    """Return the agent as a sentence begins with it."""
+    return where[0].upper() + where[1:]

@@ -8,7 +8,6 @@ TLS with the same certificates as gRPC's, unless both the controller and the age
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import ssl
 import threading
@@ -17,7 +16,8 @@ from collections.abc import Callable, Iterator
 from blockferry import errors
 from blockferry.transport import content, grpc_agent
 from blockferry.transport.disk import Reading, Target
-from blockferry.transport.grpc_agent import Agent, Credentials, Endpoint
+from blockferry.transport.grpc_agent import Agent, Endpoint
+from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.tally import Tally
 from blockferry_agent import frames
 from blockferry_agent.blocks import Block, ReadRequest, Summary
@@ -45,6 +45,7 @@ class NetcatTransport:
     """
 
     name = "netcat"
+    is_last_resort = False
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class NetcatTransport:
     ) -> None:
         self._connect = connect
         self._endpoint_of = endpoint_of
-        self._context = None if clear_text else _client_context(credentials)
+        self._context = None if clear_text else credentials.context()
 
     def open(self, target: Target) -> NetcatDisk:
         """See `disk.Transport.open`. The socket is open when it returns."""
@@ -246,17 +247,3 @@ def _connect(endpoint: Endpoint, port: int, context: ssl.SSLContext | None) -> L
     except BaseException:
         connection.close()
         raise
-
-
-def _client_context(credentials: Credentials) -> ssl.SSLContext:
-    """Return the controller's side of mutual TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata=credentials.ca.decode())
-    # Python takes its own certificate and key from a file only. This one is in memory, and gone when it is closed.
-    descriptor = os.memfd_create("controller.pem")
-    with open(descriptor, "wb") as file:
-        file.write(credentials.key + b"\n" + credentials.certificate)
-        file.flush()
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    return context
