@@ -8,6 +8,7 @@ import pytest
 
 from blockferry import errors
 from blockferry.repository import KeyFile, Repository
+from blockferry.repository import store as stores
 from blockferry_agent.units import KiB
 from tests.component.object_stores import Service
 from tests.unit import repository_images as images
@@ -62,6 +63,23 @@ def test_a_repository_in_a_bucket_is_made_once(s3: Service) -> None:
     with pytest.raises(errors.Conflict, match="already"):
         Repository.init(url, secret=KeyFile(bytes(32)))
     assert Repository.open(url).settings == made.settings
+
+
+def test_a_scratch_repository_leaves_nothing(repository: Repository, s3: Service) -> None:
+    image = os.urandom(2 * WINDOW)
+    images.full(repository, image)
+    before = sorted(found.name for found in repository._store.listing("chunks"))
+    with repository.scratch("full") as scratch:
+        point = images.full(scratch, image)
+        assert images.restore(scratch, point) == image
+        assert scratch.url.startswith(repository.url + ".scratch-")
+        left = stores.connect(scratch.url)
+        kept = [left.get(found.name, WINDOW * 2) for found in left.listing("chunks")]
+        assert len(kept) == 3
+        assert all(content[:4] == (b"BFch" if repository._names_key is None else b"BFen") for content in kept)
+    assert list(left.listing("chunks")) == list(left.listing("vms")) == []
+    assert not left.holds("repository.json")
+    assert sorted(found.name for found in repository._store.listing("chunks")) == before
 
 
 def test_points_in_a_bucket_come_back_and_are_verified(repository: Repository) -> None:

@@ -270,6 +270,19 @@ def test_without_durability_nothing_is_flushed(tmp_path: Path, monkeypatch: pyte
     assert store.get("vms/manifest.json", 8) == b"manifest"
 
 
+def test_a_store_beside_another_is_removed(tmp_path: Path) -> None:
+    with stores.beside(str(tmp_path / "r"), "full") as beside:
+        beside.put("a/b", b"1")
+        (path,) = tmp_path.iterdir()
+        assert path.name.startswith(".r.scratch-")
+    assert list(tmp_path.iterdir()) == []
+    with (
+        pytest.raises(errors.RepositoryError, match=r"No directory can be made beside .*/none/r"),
+        stores.beside(str(tmp_path / "none/r"), "full"),
+    ):
+        pass
+
+
 # The tests' own stores.
 
 

@@ -14,12 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
-import tempfile
 import time
-import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -233,7 +229,9 @@ class _Job:
         if not self._options.store:
             yield Checking()
             return
-        with _scratch(self._repository) as scratch, scratch.new_point(Vm(self._vm.id, self._vm.name)) as draft:
+        vm = Vm(self._vm.id, self._vm.name)
+        durability = self._site.config.repository.durability
+        with self._repository.scratch(durability) as scratch, scratch.new_point(vm) as draft:
             yield draft.disk(part.id, part.size, "full")
 
     def _ask_host(self, target: Target) -> HostCost | None:
@@ -308,20 +306,3 @@ def _by_transfer(readings: Iterable[tuple[int, Transport]]) -> Iterator[list[tup
             together = []
     if together:
         yield together
-
-
-@contextlib.contextmanager
-def _scratch(repository: Repository) -> Iterator[Repository]:
-    """Have an empty repository beside the real one, on the same storage and with the same settings."""
-    place = Path(urllib.parse.unquote(urllib.parse.urlsplit(repository.url).path))
-    try:
-        directory = tempfile.mkdtemp(prefix=f".{place.name}.compare-", dir=place.parent)
-    except OSError as error:
-        raise errors.RepositoryError(
-            f"No directory can be made beside {place} to store into: {error.strerror}.", "Compare without --store."
-        ) from None
-    try:
-        settings = repository.settings
-        yield Repository.init(f"{directory}/repository", settings.window, settings.compression)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

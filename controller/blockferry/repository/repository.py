@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 from blockferry import errors
-from blockferry.repository import copying, draft, layout, manifest, settings, verification
+from blockferry.repository import copying, draft, keys, layout, manifest, settings, verification
 from blockferry.repository import store as stores
 from blockferry.repository.chunks import Chunks, Compression
 from blockferry.repository.copying import Copied
@@ -152,6 +152,17 @@ class Repository:
             return Copied(point.vm.id, point.vm.name, point.id, False, 0, 0, 0)
         base = self._common_base(source, point)
         return copying.copy(source._side(), self._side(), point, base, progress)
+
+    @contextmanager
+    def scratch(self, durability: Durability) -> Iterator[Repository]:
+        """
+        Have an empty repository beside this one, on the same storage, with the same settings, to be removed at the end.
+
+        It is encrypted when this one is, with a key that nobody keeps. Raises RepositoryError.
+        """
+        with stores.beside(self.url, durability) as place:
+            made = settings.write(place, self.settings.window, self.settings.compression)
+            yield Repository(place, made, None if self._names_key is None else keys.new_master())
 
     def disk(self, point: Manifest, disk_id: str) -> DiskReader:
         """Open a disk of a recovery point for reading. Raises NotFound, Damaged, RepositoryError."""

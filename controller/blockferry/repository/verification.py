@@ -8,7 +8,8 @@ A disk is gone through page by page, all its points side by side: they share mos
     point 2     A        E        C
 
 In memory are the roots of the disk's indexes, 40 bytes for each page (256 MiB) of each point, that is 32 MiB for 100
-points of a 2 TiB disk; the digests of the chunks that all versions of one page name; and two chunks.
+points of a 2 TiB disk; the digests of the chunks that all versions of one page name; and as many chunks
+as the store reads side by side.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import PAGE, read_page
 from blockferry.repository.manifest import Manifest, Unreadable
 from blockferry.repository.store import Store
-
-_THREADS = 2
 
 
 class Hurt(msgspec.Struct, frozen=True):
@@ -100,7 +99,7 @@ def verify(
     """
     findings = _Findings()
     reading = _Reading(store, chunks, findings, progress)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as threads:
+    with ThreadPoolExecutor(store.side_by_side, thread_name_prefix="verify") as threads:
         reading.read(points, threads)
     tracing = _Tracing(store, chunks, findings)
     if findings.reasons:

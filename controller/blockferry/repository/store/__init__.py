@@ -20,5 +20,6 @@ from blockferry.repository.store.contract import Batch as Batch
 from blockferry.repository.store.contract import Durability as Durability
 from blockferry.repository.store.contract import Listed as Listed
 from blockferry.repository.store.contract import Store as Store
+from blockferry.repository.store.place import beside as beside
 from blockferry.repository.store.place import connect as connect
 from blockferry.repository.store.place import create as create

@@ -153,6 +153,12 @@ class Bucket:
         """See `Store.batch`."""
         yield BucketBatch(self)
 
+    def clear(self) -> None:
+        """Delete everything below the URL. Raises RepositoryError."""
+        with faults.of_a_bucket(f"{self.url} cannot be cleared"):
+            for objects in self._store.list():
+                self._store.delete([found["path"] for found in objects])
+
     def _is(self, name: str, data: bytes) -> bool:
         try:
             return self.get(name, len(data)) == data

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from blockferry import errors
-from blockferry.repository.store import bucket, directory
+from blockferry.repository.store import bucket, directory, faults
 from blockferry.repository.store.contract import Durability, Store
 
 
@@ -35,6 +41,33 @@ def connect(url: str, durability: Durability = "full") -> Store:
             "Mount it if it is elsewhere, or make one with `blockferry repository init`.",
         )
     return directory.LocalDirectory(path, durability)
+
+
+@contextmanager
+def beside(url: str, durability: Durability) -> Iterator[Store]:
+    """
+    Make an empty store beside the one at `url`, on the same storage. It is removed in the end, with all that it holds.
+
+    Raises RepositoryError.
+    """
+    if bucket.is_url(url):
+        place = bucket.connect(f"{url.rstrip('/')}.scratch-{secrets.token_hex(4)}")
+        try:
+            yield place
+        finally:
+            with contextlib.suppress(errors.RepositoryError):
+                place.clear()
+        return
+    path = _local_path(url)
+    try:
+        made = tempfile.mkdtemp(prefix=f".{path.name}.scratch-", dir=path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise faults.from_errno(error.errno, f"No directory can be made beside {path}", reason) from None
+    try:
+        yield directory.LocalDirectory(Path(made), durability)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _local_path(url: str) -> Path:
