@@ -22,6 +22,7 @@ DEFAULT_PATH = Path("/etc/blockferry/config.toml")
 PATH_VARIABLE = "BLOCKFERRY_CONFIG"
 ENGINE_PASSWORD_VARIABLE = "BLOCKFERRY_ENGINE_PASSWORD"  # noqa: S105 -- the variable's name, no password
 REPOSITORY_PASSPHRASE_VARIABLE = "BLOCKFERRY_REPOSITORY_PASSPHRASE"  # noqa: S105 -- the variable's name, no passphrase
+SUDO_PASSWORD_VARIABLE = "BLOCKFERRY_SUDO_PASSWORD"  # noqa: S105 -- the variable's name, no password
 SSH_PASSWORD_VARIABLE = "BLOCKFERRY_SSH_PASSWORD"  # noqa: S105 -- the variable's name, no password
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -31,6 +32,10 @@ TransportName = Literal["netcat", "grpc", "ssh", "imageio"]
 Ladder = Annotated[tuple[TransportName, ...], msgspec.Meta(min_length=1)]
 Compression = Literal["auto", "off", "zstd"]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Size(int):
+    """Bytes; in the file a text such as "512 MiB"."""
 
 
 class Bandwidth(int):
@@ -128,9 +133,13 @@ class Agent(Section, frozen=True):
     netcat_ports: that the agent may open for transport netcat, one for each disk that is read; none by default.
     netcat_clear_text: netcat goes without TLS, for networks that nobody else is on.
     bandwidth: of one agent, all disks together.  max_reads: disks that one agent reads at once.
-    ssh_user: who logs in, and runs the agent.  ssh_key_file: private key; without it the SSH agent, or the password.
+    memory: that the agent may have.  cpu_weight, io_weight: against other services; 100 is usual. Kept by systemd.
+    firewall: open the agent's ports in firewalld, where it runs.
+    upgrade_wait: seconds that an upgrade waits for an agent that reads.
+    ssh_user: who logs in; sudo makes him root.  ssh_key_file: private key; without it the SSH agent, or the password.
     ssh_password_file: file with the password alone, else BLOCKFERRY_SSH_PASSWORD. Only for deploying.
-    ssh_config_file: for transport ssh, in place of the user's own ssh_config and the system's.
+    sudo_password_file: the same for sudo, else BLOCKFERRY_SUDO_PASSWORD; without one sudo must not ask.
+    ssh_config_file: in place of the user's own ssh_config and the system's.
     python: the host's Python (3.9 or later); empty means: find it.
     control_socket, data_socket: Image I/O's local sockets; a leading @ means an abstract socket.
     nbd_directories: the only directories in which the agent opens NBD sockets.
@@ -142,9 +151,15 @@ class Agent(Section, frozen=True):
     netcat_clear_text: bool = False
     bandwidth: Bandwidth = Bandwidth(0)
     max_reads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    memory: Size = Size(512 * MiB)
+    cpu_weight: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 50
+    io_weight: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 50
+    firewall: bool = True
+    upgrade_wait: Seconds = 600.0
     ssh_user: Text = "root"
     ssh_key_file: Path | None = None
     ssh_password_file: Path | None = None
+    sudo_password_file: Path | None = None
     ssh_config_file: Path | None = None
     python: str = ""
     control_socket: Text = "/run/ovirt-imageio/sock"
@@ -156,6 +171,12 @@ class Agent(Section, frozen=True):
         if self.ssh_password_file is None and SSH_PASSWORD_VARIABLE not in os.environ:
             return None
         return _secret(self.ssh_password_file, SSH_PASSWORD_VARIABLE, "agent.ssh_password_file")
+
+    def sudo_password(self) -> str | None:
+        """Return the password for sudo, None when there is none. Raises ConfigError."""
+        if self.sudo_password_file is None and SUDO_PASSWORD_VARIABLE not in os.environ:
+            return None
+        return _secret(self.sudo_password_file, SUDO_PASSWORD_VARIABLE, "agent.sudo_password_file")
 
 
 class Config(Section, frozen=True):
@@ -225,6 +246,8 @@ def _parse(base: Path, kind: type, value: Any) -> Any:
     text = value if isinstance(value, str) else None
     if kind is Bandwidth:
         return _bandwidth(text)
+    if kind is Size:
+        return _size(text)
     if kind is range:
         return _ports(text)
     if not text:
@@ -240,6 +263,14 @@ def _bandwidth(text: str | None) -> Bandwidth:
     if not limit:
         raise ValueError('Expected a bandwidth such as "200 MiB/s" (KiB, MiB or GiB), or "" for no limit')
     return Bandwidth(limit)
+
+
+def _size(text: str | None) -> Size:
+    match = re.fullmatch(r"(\d{1,6}) ?([MG])iB", text or "")
+    size = int(match[1]) * {"M": MiB, "G": GiB}[match[2]] if match else 0
+    if not size:
+        raise ValueError('Expected a size such as "512 MiB" (MiB or GiB)')
+    return Size(size)
 
 
 def _ports(text: str | None) -> range:

@@ -23,8 +23,10 @@ import pytest
 
 import blockferry_agent
 from blockferry import errors
-from blockferry.deploy import agents, bundle, directory, hostkey, interpreter, issuer, onhost, pki, ssh
-from blockferry.transport import grpc_agent
+from blockferry.deploy import agents, bundle, directory, hostkey, interpreter, issuer, pki, ssh
+from blockferry.deploy.onhost.processes import Processes
+from blockferry.deploy.onhost.releases import CREDENTIALS, Release, Releases
+from blockferry.transport import grpc_agent, mutual_tls
 from blockferry.transport.ssh import TunnelledAgent
 from blockferry_agent.units import MiB
 from tests.component.sshd import Sshd
@@ -39,8 +41,13 @@ STAND_IN = b"""
 import json, os, pathlib, signal, socket, sys
 file = pathlib.Path(sys.argv[2])
 config = json.loads(file.read_text())
-address, port = config["listen"][0].rsplit(":", 1)
-listener = socket.create_server((address, int(port)))
+address, _, port = config["listen"][0].rpartition(":")
+if address == "unix":
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(port)
+    listener.listen()
+else:
+    listener = socket.create_server((address, int(port)))
 (file.parent / config["pid_file"]).write_text(str(os.getpid()))
 signal.sigwait([signal.SIGTERM])
 """
@@ -97,8 +104,8 @@ class Controller:
         )
         self.bundle: bundle.Bundle | None = program(STAND_IN)
 
-    def bundles(self, python: interpreter.Interpreter) -> bundle.Bundle:
-        return self.bundle or build(python)
+    def bundles(self, kind: interpreter.Kind) -> bundle.Bundle:
+        return self.bundle or build(kind)
 
     @property
     def known(self) -> agents.Agents:
@@ -112,13 +119,16 @@ class Controller:
         with ssh.connect(self.login) as connection:
             return directory.AgentDirectory(connection, sys.executable, str(self.home)).inspect()
 
+    def rollback(self) -> agents.registry.Record:
+        return self.known.rollback(HOST, self.login, self.options, None)
+
     def remove(self) -> bool:
         return self.known.remove(HOST, self.login, self.options)
 
     def describe(self, record: agents.registry.Record) -> str:
         """Ask the agent over mutual TLS for its version."""
         authority = pki.Authority.open(self.state)
-        credentials = grpc_agent.Credentials(authority.trusted, *authority.controller())
+        credentials = mutual_tls.Credentials(authority.trusted, *authority.controller())
         endpoint = grpc_agent.Endpoint(record.address, record.port, record.server_name)
         agent = grpc_agent.Agent(endpoint, credentials)
         try:
@@ -136,7 +146,7 @@ class Controller:
         return True
 
     def pids(self) -> list[int]:
-        return sorted(onhost.processes(self.home.resolve()))
+        return sorted(Processes(self.home.resolve())._running())
 
 
 @pytest.fixture
@@ -173,8 +183,8 @@ def test_deploy_and_remove(real: Controller) -> None:
 
     found = real.found()
     assert [found.pid] == real.pids()
-    assert found.release is not None
-    assert found.release.about.version == blockferry_agent.__version__
+    assert found.current is not None
+    assert found.current.about.version == blockferry_agent.__version__
 
     release = str((real.home / "current").readlink())
     assert tree(real.home) == {
@@ -182,18 +192,20 @@ def test_deploy_and_remove(real: Controller) -> None:
         "bundles": 0o755,
         f"bundles/{record.bundle}": 0o755,
         "current": 0o777,
-        "incoming": 0o700,
         "lock": 0o644,
         "log": 0o755,
         "log/agent.log": 0o644,
         "releases": 0o755,
         release: 0o700,
-        f"{release}/agent.crt": 0o600,
         f"{release}/agent.json": 0o600,
-        f"{release}/agent.key": 0o600,
-        f"{release}/ca.crt": 0o600,
         f"{release}/release.json": 0o600,
-        f"{release}/revoked.json": 0o600,
+        f"{release}/settings.json": 0o600,
+        f"{release}/tls": 0o777,
+        f"{release}/tls.1": 0o700,
+        f"{release}/tls.1/agent.crt": 0o600,
+        f"{release}/tls.1/agent.key": 0o600,
+        f"{release}/tls.1/ca.crt": 0o600,
+        f"{release}/tls.1/revoked.json": 0o600,
         "run": 0o700,
         "run/agent.pid": 0o644,
         "run/agent.sock": 0o600,
@@ -269,7 +281,7 @@ def test_deploying_twice_touches_nothing(controller: Controller) -> None:
     before = tree(controller.home), controller.pids()
     second = controller.deploy()
     assert (tree(controller.home), controller.pids()) == before
-    assert second == (first.record, False)
+    assert second == (first.record, False, "")
 
 
 def test_agent_outlives_the_login_and_its_shell(controller: Controller) -> None:
@@ -302,7 +314,8 @@ def test_change_replaces_the_agent(controller: Controller) -> None:
     assert not controller.answers()
     assert len(controller.pids()) == 1
     assert controller.pids() != pids
-    assert len(list((controller.home / "releases").iterdir())) == 1
+    # The one before is kept for a rollback.
+    assert len(list((controller.home / "releases").iterdir())) == 2
 
 
 def test_dead_agent_is_started_again(controller: Controller) -> None:
@@ -327,7 +340,7 @@ def test_certificate_is_renewed_in_time(controller: Controller, monkeypatch: pyt
 def test_lost_record_comes_back(controller: Controller) -> None:
     record = controller.deploy().record
     controller.known.registry.forget(HOST.id)
-    assert controller.deploy() == (record, False)
+    assert controller.deploy() == (record, False, "")
     assert controller.known.registry.find(HOST.id) == record
 
 
@@ -339,7 +352,7 @@ def test_port_taken_leaves_nothing_running(controller: Controller) -> None:
         with pytest.raises(errors.DeployError, match=r"(?s)its log says:\n.*Address already in use"):
             controller.deploy()
         assert controller.pids() == []
-        assert controller.found().release is None
+        assert controller.found().current is None
         with pytest.raises(errors.NotFound):
             controller.known.registry.find(HOST.id)
     assert controller.deploy().changed
@@ -357,16 +370,16 @@ def test_port_taken_brings_the_old_agent_back(controller: Controller) -> None:
     assert not controller.deploy().changed
 
 
-def test_broken_agent_is_shown_by_its_log_and_the_old_one_comes_back(controller: Controller) -> None:
+def test_broken_agent_is_shown_by_its_log_and_never_touches_the_one_that_runs(controller: Controller) -> None:
     controller.deploy()
+    before = tree(controller.home), controller.pids()
     controller.bundle = program(FAILS)
     with pytest.raises(errors.DeployError) as caught:
         controller.deploy()
     assert "ended at its start (1)" in caught.value.message
     assert "line 99" in caught.value.message
     assert "line 50\n" not in caught.value.message
-    assert "runs again" in caught.value.message
-    assert controller.answers()
+    assert (tree(controller.home), controller.pids()) == before
     controller.bundle = program(STAND_IN)
     assert not controller.deploy().changed
 
@@ -379,7 +392,6 @@ def test_damaged_upload_changes_nothing(controller: Controller) -> None:
         controller.deploy()
     assert controller.pids() == pids
     assert controller.answers()
-    assert list((controller.home / "incoming").iterdir()) == []
 
 
 def test_deployment_that_was_killed_in_between(controller: Controller) -> None:
@@ -398,12 +410,13 @@ def test_deployment_that_was_killed_in_between(controller: Controller) -> None:
     assert controller.answers()
     assert not set(stray) & set(controller.pids())
     assert len(list((controller.home / "bundles").iterdir())) == 1
+    assert len(list((controller.home / "releases").iterdir())) == 1
 
 
 def test_release_that_a_power_cut_emptied_is_replaced(controller: Controller) -> None:
     controller.deploy()
     (controller.home / "current" / "agent.json").write_bytes(b"")
-    assert controller.found().release is None
+    assert controller.found().current is None
     (controller.home / "current" / "release.json").write_bytes(b"")
     assert controller.deploy().changed
     assert controller.answers()
@@ -417,18 +430,76 @@ def test_damaged_release_does_not_hide_why_the_new_agent_fails(controller: Contr
         controller.deploy()
 
 
-def test_upload_is_on_the_disk_before_its_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_release_is_on_the_disk_before_its_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = program(FAILS)
-    incoming = tmp_path / "incoming" / "upload"
-    incoming.mkdir(parents=True)
-    (incoming / "bundle.tar.gz").write_bytes(made.data)
-    (incoming / "release.json").write_text(json.dumps({"bundle": made.digest, "python": sys.executable}))
+    files = dict.fromkeys((*CREDENTIALS, "agent.json", "settings.json"), b"{}")
+    files |= {"release.json": json.dumps({"bundle": made.digest}).encode(), "bundle.tar.gz": made.data}
     synced = set()
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(Path(f"/proc/self/fd/{descriptor}").readlink()))
-    with pytest.raises(onhost.Refused, match="ended at its start"):
-        onhost.install(tmp_path, "upload")
-    unpacked = tmp_path / "bundles" / f"{made.digest}.partial"
-    assert synced == {unpacked, unpacked / "__main__.py", incoming, incoming / "release.json"}
+    Releases(tmp_path).make("name", files, None)
+    unpacked, release = tmp_path / "bundles" / f"{made.digest}.partial", tmp_path / "releases" / "name.partial"
+    assert {unpacked, unpacked / "__main__.py", release, release / "agent.json", release / "tls.1"} <= synced
+    assert {release.parent, unpacked.parent} <= synced
+
+
+def test_renewed_credentials_are_all_old_or_all_new(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller.deploy()
+    release = Releases(controller.home).current
+    assert release is not None
+    old = release.credentials()
+    new = dict.fromkeys(CREDENTIALS, b"new")
+
+    # A power cut before each step that changes a name.
+    for call in ("replace", "rename", "symlink", "unlink"):
+        for number in range(8):
+            with monkeypatch.context() as patch, contextlib.suppress(PowerCut):
+                patch.setattr(os, call, cut_at(number, getattr(os, call)))
+                release.renew(new)
+            assert Release(release.path).credentials() in (old, new)
+    release.renew(new)
+    assert Release(release.path).credentials() == new
+    assert len(list(release.path.glob("tls.*"))) == 1
+
+
+class PowerCut(BaseException):
+    pass
+
+
+def cut_at(number: int, call: Callable[..., None]) -> Callable[..., None]:
+    """Return what does as `call`, but for the call of this number, counted from 0."""
+    left = [number]
+
+    def cut(*arguments: object, **options: object) -> None:
+        if not left[0]:
+            raise PowerCut
+        left[0] -= 1
+        call(*arguments, **options)
+
+    return cut
+
+
+def test_the_way_back(controller: Controller) -> None:
+    first = controller.deploy().record
+    with pytest.raises(errors.DeployError, match="no earlier release"):
+        controller.rollback()
+    controller.bundle = program(STAND_IN + b"# another\n")
+    second = controller.deploy().record
+    assert controller.rollback().bundle == first.bundle
+    assert controller.answers()
+    assert controller.rollback().bundle == second.bundle
+
+
+def test_an_installer_to_which_nothing_comes_ends(tmp_path: Path) -> None:
+    loader = directory._LOADER.replace("60)", "0.2)")
+    for sent in (b"", b"          10", b"          10{}"):
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", loader, '{"files": {}}'], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as waiting:
+            assert waiting.stdin is not None and waiting.stderr is not None
+            waiting.stdin.write(sent)
+            waiting.stdin.flush()
+            assert b"no input came" in waiting.stderr.read()
+            assert waiting.wait(10) == 1
 
 
 def installers(home: Path) -> list[int]:
@@ -439,7 +510,7 @@ def installers(home: Path) -> list[int]:
             words = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if '"install"' in words and f'"{home}"' in words and "-c" not in words.split("\0"):
+        if '"install"' in words and f'"{home}"' in words and "-I" in words.split("\0"):
             found.append(int(path.parent.name))
     return found
 
@@ -456,7 +527,6 @@ def test_two_at_once_exclude_each_other(controller: Controller) -> None:
         with pytest.raises(errors.Conflict, match="Another deployment works in"):
             controller.remove()
     assert controller.answers()
-    assert list((controller.home / "incoming").iterdir()) == []
 
 
 def test_race_ends_with_one_agent(controller: Controller) -> None:
@@ -507,7 +577,7 @@ def test_second_directory_is_refused(controller: Controller) -> None:
     ("home", "words"),
     [
         ("relative", "no absolute path"),
-        ("/dev/null/agent", "cannot be made: Not a directory"),
+        ("/dev/null/agent", "/dev/null is no directory"),
         ("/proc/agent", "cannot be made"),
     ],
 )

@@ -1,7 +1,6 @@
 """The way to a host, against a real sshd."""
 
 import socket
-import stat
 import subprocess
 import threading
 import time
@@ -217,37 +216,3 @@ def test_closed_connection(connection: ssh.Connection) -> None:
     connection.close()
     with pytest.raises(errors.DeployError, match=f"connection to {connection.where} failed"):
         connection.run(["true"])
-
-
-# Files.
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_upload(connection: ssh.Connection, tmp_path: Path, mode: int) -> None:
-    target = tmp_path / "file"
-    target.write_bytes(b"old")
-    connection.upload(b"\x00\xff" * 100_000, str(target), mode)
-    assert target.read_bytes() == b"\x00\xff" * 100_000
-    assert stat.S_IMODE(target.stat().st_mode) == mode
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_upload_without_directory(connection: ssh.Connection, tmp_path: Path) -> None:
-    with pytest.raises(errors.DeployError, match=f"Writing {tmp_path}/missing/file on {connection.where} failed"):
-        connection.upload(b"", f"{tmp_path}/missing/file", 0o600)
-
-
-def test_upload_that_cannot_end_leaves_nothing(connection: ssh.Connection, tmp_path: Path) -> None:
-    (tmp_path / "file").mkdir()
-    with pytest.raises(errors.DeployError, match="Writing"):
-        connection.upload(b"data", str(tmp_path / "file"), 0o600)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_server_without_sftp(tmp_path: Path) -> None:
-    with (
-        Sshd(tmp_path / "sshd", extra="Banner none") as server,
-        ssh.connect(server.login()) as connection,
-        pytest.raises(errors.DeployError, match=r"has no SFTP.*sshd_config"),
-    ):
-        connection.upload(b"", str(tmp_path / "file"), 0o600)

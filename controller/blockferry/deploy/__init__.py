@@ -2,13 +2,15 @@
 The agent on the hosts: bring it there over SSH, take it away.
 
     agents        deploy, remove: the story
-    ssh           the way to a host: commands, files
+    ssh           the way to a host: commands, as root where sudo lets us
+    sshconfig     what the operator's own ssh_config says of the way
     hostkey       the keys by which a host is known beforehand
     interpreter   the Python that a host has
     bundle        the agent and its wheels in one archive, made for that Python
+    carried       a deployment that is carried to a host by hand
     directory     the agent's directory on a host, as seen from here
     onhost        the program that does the work in it, sent to the host's Python
-    pki           the controller's own certificate authority
+    pki, issuer   the controller's own certificate authority
     registry      what the controller knows about the agents that it deployed
     faults        the border to the controller's own disk
 """

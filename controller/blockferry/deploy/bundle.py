@@ -11,13 +11,17 @@ Kept in the cache, so that every host of a kind after the first, and every later
     <cache>/bundles/<kind>-<recipe>-<sha256 of the archive>.tar.gz       recipe: digest of all that went into it
 """
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -28,7 +32,7 @@ import blockferry_agent
 import blockferry_proto
 from blockferry import errors, files
 from blockferry.deploy import faults
-from blockferry.deploy.interpreter import Interpreter
+from blockferry.deploy.interpreter import Kind
 
 # typing_extensions is what grpcio needs; the others need nothing.
 REQUIREMENTS = ("grpcio", "grpcio-health-checking", "protobuf", "xxhash", "zstandard", "typing_extensions")
@@ -56,19 +60,43 @@ class Bundle(NamedTuple):
     version: str
 
 
-def build(cache: Path, interpreter: Interpreter) -> Bundle:
-    """
-    Return the bundle for a host's Python, from the cache or made now.
+class Bundles:
+    """The bundles of one cache, each made once, however many hosts of its kind ask for it at the same time."""
 
+    def __init__(self, cache: Path, offline: bool = False) -> None:
+        """offline: fetch nothing."""
+        self._cache = cache
+        self._offline = offline
+        self._lock = threading.Lock()
+        self._made: dict[Kind, Bundle] = {}
+
+    def bundle(self, kind: Kind) -> Bundle:
+        """Return the bundle for hosts of a kind. Raises as `build`."""
+        with self._lock:
+            if kind not in self._made:
+                self._made[kind] = build(self._cache, kind, self._offline)
+            return self._made[kind]
+
+
+def build(cache: Path, kind: Kind, offline: bool = False) -> Bundle:
+    """
+    Return the bundle for hosts of a kind, from the cache or made now.
+
+    offline: fetch no wheels.
     Raises DeployError when a wheel must be fetched and cannot be, or the cache cannot be written.
     """
-    members = dict(_members(_wheels(cache / "wheels" / interpreter.kind, interpreter)))
+    with _locked(cache, kind):
+        return _build(cache, kind, offline)
+
+
+def _build(cache: Path, kind: Kind, offline: bool) -> Bundle:
+    members = dict(_members(_wheels(cache / "wheels" / str(kind), kind, offline)))
     recipe = hashlib.sha256()
     for name, data in sorted(members.items()):
         recipe.update(f"{name}\n{len(data)}\n".encode() + data)
-    label = f"{interpreter.kind}-{recipe.hexdigest()[:16]}"
+    label = f"{kind}-{recipe.hexdigest()[:16]}"
     directory = cache / "bundles"
-    data = _cached(directory, label) or _store(directory, interpreter.kind, label, pack(members))
+    data = _cached(directory, label) or _store(directory, str(kind), label, pack(members))
     return Bundle(data, _sha256(data), blockferry_agent.__version__)
 
 
@@ -125,15 +153,35 @@ def _members(wheels: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
             raise errors.DeployError(f"{wheel} is damaged: {error}.", "Remove it, then deploy again.") from error
 
 
-def _wheels(directory: Path, interpreter: Interpreter) -> list[Path]:
-    """Return the wheels for a host's Python; fetch those that are not in `directory`."""
+@contextlib.contextmanager
+def _locked(cache: Path, kind: Kind) -> Iterator[None]:
+    """Keep other controllers from making the same bundle at the same time."""
+    path = cache / f".{kind}.lock"
+    with faults.writing(path):
+        cache.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wheels(directory: Path, kind: Kind, offline: bool) -> list[Path]:
+    """Return the wheels for hosts of a kind; fetch those that are not in `directory`."""
     versions = {name: metadata.version(name) for name in REQUIREMENTS}
     missing = [f"{name}=={version}" for name, version in versions.items() if not _wheel(directory, name, version)]
+    if missing and offline:
+        raise errors.DeployError(
+            f"The cache has no {', '.join(missing)} for {kind}, and nothing may be fetched.",
+            f"Run `blockferry agent bundle {kind}` where PyPI can be reached, and carry the cache's directory "
+            f"{directory} over.",
+        )
     if missing:
         with faults.writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".fetch.", dir=directory) as fetched:
-                _fetch(missing, Path(fetched), interpreter)
+                _fetch(missing, Path(fetched), kind)
                 for wheel in Path(fetched).glob("*.whl"):
                     wheel.replace(directory / wheel.name)
     wheels = [_wheel(directory, name, version) for name, version in versions.items()]
@@ -144,19 +192,19 @@ def _wheel(directory: Path, name: str, version: str) -> Path | None:
     return next(directory.glob(f"{name.replace('-', '_')}-{version}-*.whl"), None)
 
 
-def _fetch(requirements: list[str], directory: Path, interpreter: Interpreter) -> None:
-    major, minor, _ = interpreter.version
+def _fetch(requirements: list[str], directory: Path, kind: Kind) -> None:
+    major, minor = kind.python
     oldest = _OLDEST_MANYLINUX
     platforms = [
-        *(f"manylinux_2_{number}_{interpreter.machine}" for number in range(interpreter.glibc[1], oldest - 1, -1)),
-        f"manylinux2014_{interpreter.machine}",
+        *(f"manylinux_2_{number}_{kind.machine}" for number in range(kind.glibc[1], oldest - 1, -1)),
+        f"manylinux2014_{kind.machine}",
     ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={major}.{minor}"]
     command += [f"--platform={platform}" for platform in platforms]
     command += [f"--dest={directory}", *requirements]
     hint = "Wheels are fetched once for each kind of host: try where PyPI (or pip's configured index) can be reached."
-    what = f"Fetching {', '.join(requirements)} for Python {major}.{minor} on {interpreter.machine}"
+    what = f"Fetching {', '.join(requirements)} for Python {major}.{minor} on {kind.machine}"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:

@@ -1,17 +1,21 @@
 """
-The SSH keys by which a host is known beforehand. Nothing is ever trusted because it was met first.
+The SSH keys by which a host is known beforehand. Nothing is trusted because it was met first, unless that is asked for.
 
     where a pin comes from                                    what it fixes
     engine: hosts/host/ssh/public_key  "ssh-ed25519 AAAA…"    type and key
     engine: hosts/host/ssh/fingerprint "SHA256:…"             key, of whatever type
+    the operator's known_hosts                                type and key
 """
 
 import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
+
+import paramiko
 
 from blockferry import errors
 
@@ -61,6 +65,18 @@ def from_fingerprint(text: str) -> Pin:
             "On the host, `ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub` prints one.",
         )
     return Pin(fingerprint)
+
+
+def from_known_hosts(name: str, paths: Iterable[Path]) -> tuple[Pin, ...]:
+    """Return the pins for a host in files as OpenSSH keeps them. name: "host", or "[host]:port" for another than 22."""
+    pins = []
+    for path in paths:
+        try:
+            keys: Mapping[str, paramiko.PKey] = paramiko.HostKeys(str(path)).lookup(name) or {}
+        except (OSError, paramiko.SSHException):
+            continue  # ssh itself goes on without a file that is not there, too
+        pins += [Pin(_fingerprint(key.asbytes()), kind) for kind, key in keys.items() if kind in _ALGORITHMS]
+    return tuple(pins)
 
 
 def negotiations(pins: Collection[Pin]) -> list[tuple[str, ...]]:

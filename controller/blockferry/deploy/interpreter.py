@@ -1,7 +1,8 @@
 """The Python that a host has: the agent runs on Python 3.9 or later of an ordinary Linux (glibc)."""
 
 import json
-from typing import NamedTuple
+import re
+from typing import NamedTuple, Self
 
 from blockferry import errors
 from blockferry.deploy import ssh
@@ -30,6 +31,33 @@ print(json.dumps([list(sys.version_info[:3]), platform.machine(), libc]))
 """
 
 
+class Kind(NamedTuple):
+    """
+    What hosts have in common that the same bundle fits.
+
+    python: (3, 9).  machine: "x86_64".  glibc: (2, 34).
+    """
+
+    python: tuple[int, int]
+    machine: str
+    glibc: tuple[int, int]
+
+    def __str__(self) -> str:
+        """Return a name for files and for people: "cp39-x86_64-glibc2.34"."""
+        return f"cp{self.python[0]}{self.python[1]}-{self.machine}-glibc{self.glibc[0]}.{self.glibc[1]}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the kind of this name. Raises DeployError."""
+        match = re.fullmatch(r"(?:cp|py)(\d)(\d{1,2})-(x86_64|aarch64|ppc64le|s390x)-glibc(\d)\.(\d{1,2})", text)
+        if match is None or (int(match[1]), int(match[2])) < OLDEST:
+            raise errors.DeployError(
+                f"{text!r} is no kind of host.",
+                "It is like cp39-x86_64-glibc2.34: Python 3.9 on x86_64 with glibc 2.34.",
+            )
+        return cls((int(match[1]), int(match[2])), match[3], (int(match[4]), int(match[5])))
+
+
 class Interpreter(NamedTuple):
     """
     A host's Python.
@@ -47,9 +75,8 @@ class Interpreter(NamedTuple):
         return ".".join(map(str, self.version))
 
     @property
-    def kind(self) -> str:
-        """What hosts have in common that the same bundle fits, as a name for files."""
-        return f"cp{self.version[0]}{self.version[1]}-{self.machine}-glibc{self.glibc[0]}.{self.glibc[1]}"
+    def kind(self) -> Kind:
+        return Kind(self.version[:2], self.machine, self.glibc)
 
 
 def find(connection: ssh.Connection, wanted: str = "") -> Interpreter:

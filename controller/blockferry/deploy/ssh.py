@@ -1,5 +1,5 @@
 """
-The way to a host: SSH with pinned host keys, commands as argument lists, files through SFTP.
+The way to a host: SSH with pinned host keys, commands as argument lists, as root where sudo lets us.
 
 The border to paramiko: what it, sockets and the system raise leaves here as DeployError or HostKeyMismatch, with the
 host's name and the next step. Bulk data does not go this way (paramiko#822).
@@ -7,8 +7,6 @@ host's name and the next step. Bulk data does not go this way (paramiko#822).
 
 import contextlib
 import logging
-import posixpath
-import secrets
 import shlex
 import socket
 import time
@@ -37,8 +35,11 @@ class Login(NamedTuple):
     How to reach a host and who we are there.
 
     address: IP address or DNS name.  pins: the keys that the host may show; none means: no connection.
-    key_file: private key; without it the SSH agent's keys are offered.  password: tried last.
+    key_file: private key; without it the SSH agent's keys and `key_files` are offered.  password: tried last.
     timeout: seconds to connect, and for any one answer of the SSH server.
+    proxy: a command whose input and output lead to the host's SSH; empty: TCP does.
+    sudo: run commands as root.  sudo_password: for it; None when it asks for none.
+    trust_new: without pins, believe whatever key the host shows.
     """
 
     address: str
@@ -48,6 +49,11 @@ class Login(NamedTuple):
     key_file: Path | None = None
     password: str | None = None
     timeout: float = 20.0
+    key_files: tuple[Path, ...] = ()
+    proxy: tuple[str, ...] = ()
+    sudo: bool = False
+    sudo_password: str | None = None
+    trust_new: bool = False
 
     def __repr__(self) -> str:
         """Without the password: values end up in logs and tracebacks."""
@@ -65,10 +71,11 @@ class Output(NamedTuple):
 def connect(login: Login) -> "Connection":
     """Log in to a host. Who connects closes the connection. Raises HostKeyMismatch, DeployError."""
     where = f"{login.address}:{login.port}"
-    if not login.pins:
+    if not login.pins and not login.trust_new:
         raise errors.DeployError(
             f"No SSH host key is known for {where}, and none is trusted unseen.",
-            "In the engine's Edit Host dialog, under Advanced Parameters, fetch the host's SSH public key.",
+            "In the engine's Edit Host dialog, under Advanced Parameters, fetch the host's SSH public key; or put it "
+            "into your known_hosts; or look at it on the host, and give --trust-new-host-key once.",
         )
     shown: list[str] = []
     for algorithms in hostkey.negotiations(login.pins):
@@ -83,13 +90,13 @@ def connect(login: Login) -> "Connection":
                     raise
                 continue  # it has no key of this type
             key = transport.get_remote_server_key()
-            if key.fingerprint not in {pin.fingerprint for pin in login.pins}:
+            if login.pins and key.fingerprint not in {pin.fingerprint for pin in login.pins}:
                 shown.append(f"{key.get_name()} {key.fingerprint}")
                 continue
             _authenticate(transport, login)
             transport.set_keepalive(_KEEPALIVE)
             opened.pop_all()
-            return Connection(transport, where, login.timeout)
+            return Connection(transport, login)
     raise errors.HostKeyMismatch(
         f"{where} shows {', '.join(shown) or 'no key of the pinned type'}, "
         f"but {', '.join(sorted(pin.fingerprint for pin in login.pins))} is pinned.",
@@ -99,10 +106,8 @@ def connect(login: Login) -> "Connection":
 
 
 def _transport(login: Login) -> paramiko.Transport:
-    connected = socket.create_connection((login.address, login.port), timeout=login.timeout)
+    connected = _connected(login)
     try:
-        # A command's request, input and end of input go out as three small packets: without this each call waits 40 ms.
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport = paramiko.Transport(connected)
     except BaseException:
         connected.close()
@@ -112,6 +117,18 @@ def _transport(login: Login) -> paramiko.Transport:
     transport.auth_timeout = login.timeout
     transport.channel_timeout = login.timeout
     return transport
+
+
+def _connected(login: Login) -> socket.socket:
+    """Return what leads to the host's SSH."""
+    if login.proxy:
+        # OpenSSH's own client, with the operator's configuration and known_hosts: what is between is his.
+        proxy: socket.socket = paramiko.ProxyCommand(shlex.join(login.proxy))  # type: ignore[assignment]
+        return proxy
+    connected = socket.create_connection((login.address, login.port), timeout=login.timeout)
+    # A command's request, input and end of input go out as three small packets: without this each call waits 40 ms.
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
 
 
 def _authenticate(transport: paramiko.Transport, login: Login) -> None:
@@ -137,6 +154,9 @@ def _proofs(transport: paramiko.Transport, login: Login) -> Iterator[tuple[str, 
             for key in agent.get_keys():
                 what = f"the SSH agent's key {key.fingerprint}"
                 yield what, partial(transport.auth_publickey, login.user, key)
+        for path in login.key_files:
+            with contextlib.suppress(errors.DeployError):  # one that is encrypted is in an agent, or of no use here
+                yield f"the key {path}", partial(transport.auth_publickey, login.user, _private_key(path))
     if login.password is not None:
         yield "the password", partial(transport.auth_password, login.user, login.password)
 
@@ -162,16 +182,19 @@ class Connection:
     A login on a host, for one thread at a time.
 
     where: "address:port", for messages.  peer: the IP address that answered.
-    host_key: the pinned key that the host showed, "ssh-ed25519 AAAA…".
+    host_key: the key that the host showed, "ssh-ed25519 AAAA…".  fingerprint: of it, "SHA256:…".
+    first_met: nobody had vouched for that key.  sudo: commands are run as root by sudo.
     """
 
-    def __init__(self, transport: paramiko.Transport, where: str, timeout: float) -> None:
+    def __init__(self, transport: paramiko.Transport, login: Login) -> None:
         self._transport = transport
-        self._timeout = timeout
-        self.where = where
-        self.peer: str = transport.getpeername()[0]
+        self._login = login
+        self.where = f"{login.address}:{login.port}"
         key = transport.get_remote_server_key()
         self.host_key = f"{key.get_name()} {key.get_base64()}"
+        self.fingerprint = str(key.fingerprint)
+        self.first_met = not login.pins
+        self.sudo = login.sudo
 
     def __enter__(self) -> Self:
         return self
@@ -183,17 +206,43 @@ class Connection:
         """Log out. Closing twice is allowed."""
         self._transport.close()
 
+    @property
+    def peer(self) -> str:
+        """The IP address at which the host is reached, as it sees it itself. Raises DeployError."""
+        # "client-address client-port own-address own-port": right also behind a jump host.
+        words = self._exec("echo $SSH_CONNECTION", b"", self._login.timeout).stdout.split()
+        if len(words) < 3:
+            raise errors.DeployError(f"{self.where} does not say its own address ($SSH_CONNECTION).")
+        return words[2]
+
     def call(self, command: Sequence[str], stdin: bytes = b"", timeout: float = 60.0) -> Output:
         """
-        Run a command to its end, whatever its exit status.
+        Run a command to its end, whatever its exit status; as root when the login says so.
 
         timeout: seconds for all of it.  Raises DeployError when it takes longer, prints more than 256 KiB, or the
-        connection breaks; the command may then still run.
+        connection breaks; the command may then still run. Raises DeployError when sudo refuses.
         """
+        line = shlex.join(command)
+        if not self.sudo:
+            return self._exec(line, stdin, timeout)
+        if self._login.sudo_password is None:
+            output = self._exec(f"sudo -n -- {line}", stdin, timeout)
+        else:
+            # sudo takes one line, and leaves the rest of the input to the command.
+            password = self._login.sudo_password.encode() + b"\n"
+            output = self._exec(f"sudo -S -k -p '' -- {line}", password + stdin, timeout)
+        if output.status == 1 and "sudo" in output.stderr:
+            raise errors.DeployError(
+                f"sudo refuses {self._login.user} on {self.where}: {output.stderr.strip().splitlines()[-1]}.",
+                "Allow it in sudoers (NOPASSWD), or give its password (agent.sudo_password_file).",
+            )
+        return output
+
+    def _exec(self, line: str, stdin: bytes, timeout: float) -> Output:
         deadline = time.monotonic() + timeout
         with _border(self.where, timeout), contextlib.closing(self._transport.open_session()) as channel:
             channel.settimeout(timeout)
-            channel.exec_command(shlex.join(command))
+            channel.exec_command(line)
             # A command that ends without reading its input closes the channel; its status says more than our failure.
             with contextlib.suppress(OSError):
                 channel.sendall(stdin)
@@ -213,38 +262,6 @@ class Connection:
             hint = "It was killed, or the connection broke: try again." if output.status < 0 else ""
             raise errors.DeployError(f"{command[0]} failed on {self.where} ({output.status}): {words[-1]}.", hint)
         return output.stdout
-
-    def upload(self, data: bytes, path: str, mode: int) -> None:
-        """Write a file whose directory exists, completely or not at all. Raises DeployError."""
-        unfinished = posixpath.join(posixpath.dirname(path), f".{secrets.token_hex(8)}")
-        with _border(self.where, self._timeout), contextlib.closing(self._sftp()) as sftp:
-            try:
-                with sftp.open(unfinished, "wx") as file:
-                    file.chmod(mode)
-                    file.set_pipelined(True)
-                    file.write(data)
-                sftp.posix_rename(unfinished, path)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    sftp.remove(unfinished)
-                raise errors.DeployError(
-                    f"Writing {path} on {self.where} failed: {error.strerror or error}.",
-                    "See whether its file system is full or read-only.",
-                ) from error
-
-    def _sftp(self) -> paramiko.SFTPClient:
-        try:
-            sftp = self._transport.open_sftp_client()
-        except (paramiko.SSHException, EOFError) as error:
-            if not self._transport.is_active():
-                raise
-            raise errors.DeployError(
-                f"The SSH server at {self.where} has no SFTP.", "Switch on `Subsystem sftp` in its sshd_config."
-            ) from error
-        channel = sftp.get_channel()
-        assert channel is not None
-        channel.settimeout(self._timeout)
-        return sftp
 
     def _read(self, channel: paramiko.Channel, receive: Callable[[int], bytes], deadline: float) -> str:
         parts: list[bytes] = []
