@@ -20,6 +20,8 @@ def target(size: int) -> Target:
 class Way:
     """A transport (`transport.disk.Transport`) that opens one disk."""
 
+    is_last_resort = False
+
     def __init__(self, disk: Disk, name: str = "grpc") -> None:
         self.name = name
         self.disk = disk

@@ -17,6 +17,7 @@ from blockferry.jobs.progress import Silent
 from blockferry.repository import DiskWriter, Manifest, Repository
 from blockferry.repository import settings as settings_module
 from blockferry.transport import disk as disk_module
+from blockferry.transport import patience
 from blockferry.transport.disk import Reading
 from blockferry.transport.ladder import Ladder
 from blockferry_agent import errors as agent_errors
@@ -36,6 +37,10 @@ class Told(Silent):
     def __init__(self) -> None:
         self.positions: list[tuple[int, int]] = []
         self.ended: list[str] = []
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def advance(self, key: str, position: int, moved: int) -> None:
         self.positions.append((position, moved))
@@ -264,28 +269,34 @@ def test_stopped_while_it_waits_for_the_disk(writer: DiskWriter, image: bytearra
     assert [type(error) for error in caught] == [errors.Interrupted]
 
 
-def test_busy_agent_is_asked_again(repository: Repository, image: bytearray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copying, "BUSY_PAUSE", 0.001)
-    disk = Disk(bytes(image))
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_MAX_PAUSE", 0.001)
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_busy_agent_is_asked_again(repository: Repository, image: bytearray) -> None:
+    disk, told = Disk(bytes(image)), Told()
 
     def refuse() -> None:
         if len(disk.requests) < 3:
             raise agent_errors.Busy("Enough to do.")
 
     disk.before_read = refuse
-    point, _ = back_up(repository, disk, False, None)
+    point, _ = back_up(repository, disk, False, None, told)
     assert images.restore(repository, point) == image
     assert len(disk.requests) == 3
+    assert told.warnings == ["Disk system waits for host host1, for 5 minutes at most. Enough to do."]
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_agent_that_stays_busy(repository: Repository, image: bytearray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copying, "BUSY_PAUSE", 0.001)
-    monkeypatch.setattr(copying, "BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr(patience.Patience, "is_at_end", True)
 
     def refuse() -> None:
         raise agent_errors.Busy("Enough to do.")
 
     disk = Disk(bytes(image))
     disk.before_read = refuse
-    with pytest.raises(errors.TransportError, match=r"grpc broke at 0\.0 MiB: Enough to do\."):
+    with pytest.raises(errors.TransportError, match=r"grpc: Enough to do\."):
         back_up(repository, disk, False, None)

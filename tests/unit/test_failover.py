@@ -50,6 +50,7 @@ class Frail(NamedTuple):
     disk: Disk
     lives: list[int]
     error: errors.Error
+    is_last_resort: bool = False
 
     def open(self, target: Target) -> FrailDisk:
         if not self.lives:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from blockferry import errors
-from blockferry.transport import ladder
+from blockferry.transport import ladder, patience
 from blockferry.transport.disk import Disk, Reading, Target, Transport
 from blockferry.transport.ladder import Ladder
 from blockferry_agent import errors as agent_errors
@@ -29,6 +29,7 @@ class Way:
 
     def __init__(self, name: str, error: Exception | None = None) -> None:
         self.name = name
+        self.is_last_resort = name == "imageio"
         self.error = error
         self.opened = 0
 
@@ -76,7 +77,6 @@ def test_first_choice_says_nothing() -> None:
         agent_errors.TicketRefused("The agent may not open that socket."),
         agent_errors.SourceGone("The agent does not see that socket."),
         agent_errors.ProtocolError("The sizes differ."),
-        agent_errors.Busy("Enough to do."),
         agent_errors.Error("The agent failed unexpectedly."),
     ],
     ids=lambda error: type(error).__name__,
@@ -196,12 +196,6 @@ def test_one_that_breaks_again_and_again_is_left_out() -> None:
         climb.open()
 
 
-def test_one_that_stayed_busy_is_not_waited_for_twice() -> None:
-    climb = climber(Way("grpc"), Way("imageio"))
-    climb.broke(climb.open(), agent_errors.Busy("Enough to do."), MiB, carried=True)
-    assert climb.open().transport == "imageio"
-
-
 def test_error_of_the_disk_tells_what_broke_before() -> None:
     first = Way("grpc")
     climb = climber(first, Way("imageio"))
@@ -222,3 +216,117 @@ def test_errors_that_are_not_of_the_data_path_are_raised_as_they_are(kind: type[
     with pytest.raises(kind) as caught:
         climb.broke(climb.open(), error, MiB, carried=True)
     assert caught.value is error
+
+
+# Agents that are busy.
+
+BUSY = agent_errors.Busy("The agent reads 16 disks already.", "Wait for other backups.", retry_after=7)
+
+
+class Clock:
+    """The time, which passes in pauses only. `pauses`: those that took any."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pauses: list[float] = []
+        self.on_pause: Callable[[], None] = lambda: None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+        if seconds:
+            self.pauses.append(seconds)
+            self.on_pause()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(patience, "monotonic", clock)
+    return clock
+
+
+def test_a_busy_agent_is_waited_for_before_the_last_resort(clock: Clock) -> None:
+    first, second, last = Way("netcat", BUSY), Way("grpc", BUSY), Way("imageio")
+    said: list[str] = []
+    opened = climber(first, second, last, pause=clock.pause).open(said.append)
+    assert (opened.transport, opened.why) == ("imageio", f"netcat: {BUSY.message} grpc: {BUSY.message}")
+    assert sum(clock.pauses) == pytest.approx(patience.PATIENCE)
+    assert first.opened == second.opened == len(clock.pauses) + 1, "each as often, the other way to the same agent, too"
+    assert said == [f"waits for host host1, for 5 minutes at most. {BUSY.message}"]
+
+
+def test_pauses_are_those_that_the_agent_asks_for_and_grow(clock: Clock) -> None:
+    climber(Way("grpc", BUSY), Way("imageio"), pause=clock.pause).open()
+    *whole, _ = clock.pauses
+    assert BUSY.retry_after <= whole[0] <= 1.5 * BUSY.retry_after
+    assert all(20 <= pause <= 30 for pause in whole[3:])
+    assert len(set(whole)) == len(whole), "by chance"
+
+
+def test_a_place_that_becomes_free_is_taken(clock: Clock) -> None:
+    first, last = Way("grpc", BUSY), Way("imageio")
+
+    def free() -> None:
+        if len(clock.pauses) == 2:
+            first.error = None
+
+    clock.on_pause = free
+    opened = climber(first, last, pause=clock.pause).open()
+    assert (opened.transport, opened.why, last.opened) == ("grpc", "", 0)
+
+
+def test_an_agent_that_has_no_place_for_a_reading_is_waited_for(clock: Clock) -> None:
+    """It says so only when blocks are asked for; the disk could be opened."""
+    first, last = Way("grpc"), Way("imageio")
+    climb = climber(first, last, pause=clock.pause)
+    said: list[str] = []
+    while (opened := climb.open(said.append)).transport == "grpc":
+        climb.broke(opened, BUSY, 3 * MiB, carried=False)
+    assert sum(clock.pauses) == pytest.approx(patience.PATIENCE)
+    assert opened.why == f"grpc: {BUSY.message}"
+    assert len(said) == 1
+    climb.broke(opened, CUT, 4 * MiB, carried=True)
+    assert climb.open().transport == "imageio", "it is not asked again"
+
+
+def test_each_wait_for_a_place_is_a_new_one(clock: Clock) -> None:
+    """A full backup is many readings: every one of them may have to wait."""
+    climb = climber(Way("grpc"), Way("imageio"), pause=clock.pause)
+    for place in range(100):
+        opened = climb.open()
+        assert opened.transport == "grpc"
+        climb.broke(opened, BUSY, place * MiB, carried=True)
+    assert sum(clock.pauses) > patience.PATIENCE
+
+
+def test_an_agent_that_stops_while_it_is_busy_gets_time_to_come_back(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "COMEBACK", 60.0)
+    first, last = Way("grpc"), Way("imageio")
+    climb = climber(first, last, pause=clock.pause)
+    climb.broke(climb.open(), agent_errors.Busy("The agent is stopping."), MiB, carried=True)
+    first.error = AWAY
+
+    def start() -> None:
+        if len(clock.pauses) == 4:
+            first.error = None
+
+    clock.on_pause = start
+    assert (climb.open().transport, last.opened) == ("grpc", 0)
+
+
+def test_only_busy_ways(clock: Clock) -> None:
+    with pytest.raises(errors.TransportError, match="reaches the disk on host host1") as caught:
+        climber(Way("grpc", BUSY), pause=clock.pause).open()
+    assert BUSY.message in caught.value.message
+    assert caught.value.hint == BUSY.hint
+    assert sum(clock.pauses) == pytest.approx(patience.PATIENCE)
+
+
+def test_a_last_resort_that_comes_first_waits_for_nobody(clock: Clock) -> None:
+    assert climber(Way("imageio"), Way("grpc", BUSY), pause=clock.pause).open().transport == "imageio"
+    assert not clock.pauses

@@ -21,6 +21,7 @@ class Scripted:
     """A transport, its disk and its readings at once: a disk whose blocks are `data`, MiB by MiB."""
 
     name = "grpc"
+    is_last_resort = False
     remark = "clear text"
 
     def __init__(self, blocks: int, spoiled: bool = False) -> None:

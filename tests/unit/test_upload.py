@@ -17,6 +17,7 @@ from blockferry.jobs.progress import Silent
 from blockferry.jobs.upload import Written
 from blockferry.repository import Manifest, Repository, layout
 from blockferry.repository import settings as settings_module
+from blockferry.transport import patience
 from blockferry.transport.disk import Target
 from blockferry.transport.ladder import Ladder
 from blockferry.transport.uploading import Upload
@@ -67,6 +68,7 @@ class Way:
 
     def __init__(self, name: str, sink: Sink) -> None:
         self.name = name
+        self.is_last_resort = name == "imageio"
         self.sink = sink
         self.size = len(sink.image)
         self.compared = 0
@@ -253,14 +255,13 @@ def test_a_busy_agent_is_asked_again(repository: Repository, monkeypatch: pytest
                 raise agent_errors.Busy("The agent writes 4 disks already.")
             return super().write(blocks, window, compress)
 
-    monkeypatch.setattr(upload, "BUSY_PAUSE", 0)
     content = image(12)
     ways = BusyAtFirst("grpc", Sink(bytearray(len(content)))), Way("imageio", Sink(bytearray(len(content))))
     done = write(repository, images.full(repository, content), *ways)
     assert ways[0].sink.image == content
     assert [carrier.transport for carrier in done.carriers] == ["grpc"]
 
-    monkeypatch.setattr(upload, "BUSY_TIMEOUT", -1)
+    monkeypatch.setattr(patience.Patience, "is_at_end", True)
     ways[0].refusals = 1
     done = write(repository, images.full(repository, content), *ways)
     assert [carrier.transport for carrier in done.carriers] == ["imageio"]

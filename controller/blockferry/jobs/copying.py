@@ -39,10 +39,6 @@ KNOWN_SPAN = 1 * GiB
 MAX_KNOWN = 65536
 MAX_WHOLE_WINDOWS = 65536
 
-# Seconds for which a host that has enough to do is asked again, and between two questions.
-BUSY_TIMEOUT = 900
-BUSY_PAUSE = 5
-
 
 class Closable(Protocol):
     """What is under way: a reading, or a disk that is written. `close` ends it, from any thread."""
@@ -237,7 +233,7 @@ class _Copy:
     def run(self) -> list[Carrier]:
         """Copy it, and return what carried it."""
         while self._position < self._terms.size:
-            opened = self._ladder.open()
+            opened = self._ladder.open(lambda text: self._progress.warn(f"Disk {self._label} {text}"))
             if opened.why:
                 goes = "goes on" if self._position else "goes"
                 self._progress.warn(f"Disk {self._label} {goes} through {opened.transport}. {opened.why}")
@@ -270,20 +266,14 @@ class _Copy:
             self._ladder.broke(opened, failure, self._position, carried)
 
     def _copy_range(self, disk: Disk, request: ReadRequest) -> Measured:
-        """Copy one range. Asks again while the agent has enough to do with other disks."""
-        give_up = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            with self._stop.watch(disk.read(request)) as reading:
-                try:
-                    return self._receive(request, reading)
-                except agent_errors.Busy:
-                    if self._position != request.start or time.monotonic() > give_up:
-                        raise
-                except errors.Error:
-                    # A reading that was closed from outside ends with whatever error its transport has for that.
-                    self._stop.check()
-                    raise
-            self._stop.pause(BUSY_PAUSE)
+        """Copy one range."""
+        with self._stop.watch(disk.read(request)) as reading:
+            try:
+                return self._receive(request, reading)
+            except errors.Error:
+                # A reading that was closed from outside ends with whatever error its transport has for that.
+                self._stop.check()
+                raise
 
     def _receive(self, request: ReadRequest, reading: Reading) -> Measured:
         """Give the repository all blocks of one reading, and measure it."""

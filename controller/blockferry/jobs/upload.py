@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -19,14 +18,13 @@ from typing import NamedTuple
 import msgspec
 
 from blockferry import errors
-from blockferry.jobs.copying import BUSY_PAUSE, BUSY_TIMEOUT, Stop
+from blockferry.jobs.copying import Stop
 from blockferry.jobs.progress import Progress
 from blockferry.repository import Carrier, DiskReader
 from blockferry.repository.index import Entry
 from blockferry.transport.ladder import Ladder, Opened
 from blockferry.transport.uploading import Upload
 from blockferry_agent import digest
-from blockferry_agent import errors as agent_errors
 from blockferry_agent.blocks import Block, Kind, Known, Range
 from blockferry_agent.units import GiB, KiB
 
@@ -110,7 +108,7 @@ class _Writing:
         terms = self._terms
         self._progress.begin(terms.key, f"restoring {terms.label}", self._reader.size)
         while self._position < self._reader.size:
-            opened = self._ladder.open()
+            opened = self._ladder.open(lambda text: self._progress.warn(f"Disk {terms.label} {text}"))
             if opened.why:
                 goes = "goes on" if self._position else "goes"
                 self._progress.warn(f"Disk {terms.label} {goes} through {opened.transport}. {opened.why}")
@@ -125,7 +123,7 @@ class _Writing:
         start, data = self._position, self._data
         failure: errors.Error | None = None
         try:
-            self._write_when_free(opened.disk)
+            self._write(opened.disk)
         except errors.Error as error:
             # A disk that was closed from outside ends with whatever error its transport has for that.
             self._stop.check()
@@ -143,21 +141,6 @@ class _Writing:
             )
         if failure is not None:
             self._ladder.broke(opened, failure, self._position, carried)
-
-    def _write_when_free(self, upload: Upload) -> None:
-        """Write. Asks again while the agent has enough to do with other disks."""
-        give_up = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            position = self._position
-            try:
-                self._write(upload)
-                return
-            except agent_errors.Busy:
-                if self._position > position:
-                    give_up = time.monotonic() + BUSY_TIMEOUT
-                elif time.monotonic() > give_up:
-                    raise
-            self._stop.pause(BUSY_PAUSE)
 
     def _write(self, upload: Upload) -> None:
         if not self._terms.only_differences:

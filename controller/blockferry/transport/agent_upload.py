@@ -29,6 +29,8 @@ class AgentUploads:
     name: of the way.  connect: leads to the agent of a target's host; raises NotFound when none was deployed there.
     """
 
+    is_last_resort = False
+
     def __init__(self, name: str, connect: Callable[[Target], Agent]) -> None:
         self.name = name
         self._connect = connect

@@ -77,10 +77,14 @@ class Transport(Protocol):
     A way to open disks.
 
     name: as the configuration and the reports name it.
+    is_last_resort: taken only when the better ones have had enough time, if they are but busy (`ladder`).
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def is_last_resort(self) -> bool: ...
 
     def open(self, target: Target) -> Disk:
         """

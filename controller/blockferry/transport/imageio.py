@@ -59,6 +59,7 @@ class ImageioTransport:
     """
 
     name = "imageio"
+    is_last_resort = True
 
     def __init__(self, ca_file: str, bytes_per_second: int = 0) -> None:
         self._ca_file = ca_file

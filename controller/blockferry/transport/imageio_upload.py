@@ -24,6 +24,7 @@ class ImageioUploads:
     """Writes through Image I/O (`uploading.UploadTransport`)."""
 
     name = "imageio"
+    is_last_resort = True
 
     def __init__(self, ca_file: str, bytes_per_second: int = 0) -> None:
         """See `ImageioTransport`."""

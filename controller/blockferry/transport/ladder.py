@@ -9,6 +9,9 @@ From the top, because an agent that was upgraded comes back within seconds and i
 same reason the one that broke is waited for a little. To end at all, a transport that broke without having carried
 anything since it was opened is left out for the rest of the disk, and so is one that broke more than MAX_BREAKS times.
 
+An agent that is busy with other disks has not broken: it is waited for (`patience`), in steps that it asks for, while
+the other ways to it are tried, and only then the last resort, Image I/O, gets the disk.
+
 Nearly every error is one of the way. That a ticket is refused or the disk's server is gone may be so for the agent
 alone (a socket that it may not see or open), and asking another way costs seconds, while it never reads anything wrong:
 every block is checked when it arrives. Only these end the climb:
@@ -27,6 +30,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from blockferry import errors
 from blockferry.transport.disk import Target
+from blockferry.transport.patience import Patience
 from blockferry_agent import errors as agent_errors
 from blockferry_agent.units import MiB
 
@@ -57,6 +61,9 @@ class Way(Protocol[D_co]):
     @property
     def name(self) -> str: ...
 
+    @property
+    def is_last_resort(self) -> bool: ...
+
     def open(self, target: Target) -> D_co: ...
 
 
@@ -73,6 +80,10 @@ class Opened(NamedTuple, Generic[D]):
     why: str
 
 
+def _say_nothing(text: str) -> None:
+    """Tell nobody."""
+
+
 class Ladder(Generic[D]):
     """
     The ways to one disk. Used by one thread.
@@ -84,22 +95,41 @@ class Ladder(Generic[D]):
         self._transports = transports
         self._target = target
         self._pause = pause
+        self._patience = Patience(pause)
+        # Who said last that he is busy, since a transport was opened.
+        self._busy: agent_errors.Busy | None = None
         self._breaks: Counter[str] = Counter()
         self._left_out: set[str] = set()
         self._last_broken: str | None = None
+        # The one that was there last, and is waited for a little when it is away.
+        self._last_used: str | None = None
         # By transport: why it does not carry the disk, a sentence that names it, and the next step.
         self._reasons: dict[str, str] = {}
         self._hints: dict[str, str] = {}
 
-    def open(self) -> Opened[D]:
+    def open(self, say: Callable[[str], None] = _say_nothing) -> Opened[D]:
         """
         Open the disk through the first transport that answers and is not left out. The caller closes it.
 
+        say: is told, once, when a busy agent is waited for: a sentence without its subject, which is the disk.
+
         Raises TransportError, with every transport's reason, when none does; ReadFailed when no way can help.
         """
+        while True:
+            if self._busy is not None:
+                self._wait(self._busy, say)
+            opened = self._climb()
+            if opened is not None:
+                return opened
+
+    def _climb(self) -> Opened[D] | None:
+        """Do so once; None when a busy agent is to be waited for."""
+        self._busy = None
         for number, transport in enumerate(self._transports):
             if transport.name in self._left_out:
                 continue
+            if transport.is_last_resort and self._may_wait:
+                return None
             try:
                 disk = self._open(transport)
             except _OF_NEITHER:
@@ -107,12 +137,26 @@ class Ladder(Generic[D]):
             except _OF_THE_DISK as error:
                 raise self._with_reasons(error) from error
             except agent_errors.Error as error:
+                if isinstance(error, agent_errors.Busy):
+                    self._busy = error
                 # How it broke says more than that it is still away.
                 if transport.name != self._last_broken:
                     self._note(transport.name, f"{transport.name}: {error.message}", error)
             else:
                 return Opened(disk, transport.name, self._why(self._transports[:number]))
+        if self._may_wait:
+            return None
         raise self._exhausted()
+
+    @property
+    def _may_wait(self) -> bool:
+        return self._busy is not None and not self._patience.is_at_end
+
+    def _wait(self, busy: agent_errors.Busy, say: Callable[[str], None]) -> None:
+        if not self._patience.has_begun:
+            minutes = self._patience.seconds / 60
+            say(f"waits for host {self._target.host_name}, for {minutes:.0f} minutes at most. {busy.message}")
+        self._patience.wait(busy)
 
     def broke(self, opened: Opened[D], error: errors.Error, position: int, carried: bool) -> None:
         """
@@ -125,21 +169,34 @@ class Ladder(Generic[D]):
             raise error
         if isinstance(error, _OF_THE_DISK):
             raise self._with_reasons(error) from error
+        self._last_used = name
+        if carried:
+            self._patience.renew()
+        if isinstance(error, agent_errors.Busy):
+            self._was_busy(name, error)
+            return
         self._breaks[name] += 1
         self._last_broken = name
         self._note(name, f"{name} broke at {position / MiB:.1f} MiB: {error.message}", error)
-        # Who was asked for as long as one may wait for the busy is not asked again.
-        if not carried or self._breaks[name] > MAX_BREAKS or isinstance(error, agent_errors.Busy):
+        if not carried or self._breaks[name] > MAX_BREAKS:
             self._left_out.add(name)
 
+    def _was_busy(self, name: str, busy: agent_errors.Busy) -> None:
+        """Note that a transport was opened, and its agent had no place for the disk."""
+        self._note(name, f"{name}: {busy.message}", busy)
+        if self._patience.is_at_end:
+            self._left_out.add(name)
+        else:
+            self._busy = busy
+
     def _open(self, transport: Way[D]) -> D:
-        """Open one transport; one that broke just now gets some time to come back."""
-        give_up = time.monotonic() + (COMEBACK if transport.name == self._last_broken else 0)
+        """Open one transport; one that was there just now gets some time to come back."""
+        give_up = time.monotonic() + (COMEBACK if transport.name == self._last_used else 0)
         while True:
             self._pause(0)
             try:
                 return transport.open(self._target)
-            except (errors.AgentUnreachable, agent_errors.Busy):
+            except errors.AgentUnreachable:
                 if time.monotonic() >= give_up:
                     raise
             self._pause(COMEBACK_PAUSE)

@@ -25,6 +25,7 @@ class SshTransport:
     """
 
     name = "ssh"
+    is_last_resort = False
 
     def __init__(self, way_of: Callable[[Target], Way]) -> None:
         self._way_of = way_of
