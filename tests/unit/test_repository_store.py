@@ -283,6 +283,20 @@ def test_a_store_beside_another_is_removed(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def link(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    store = stores.create(str(tmp_path))
+    store.put_new("a", b"first")
+    with pytest.raises(errors.Conflict, match="there already"):
+        store.put_new("a", b"second")
+    assert store.get("a", 10) == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 # The tests' own stores.
 
 

@@ -8,7 +8,9 @@ the batch.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,8 +89,16 @@ class LocalDirectory:
     def put_new(self, name: str, data: bytes) -> None:
         """See `Store.put_new`."""
         _check_still_there(self._path, self._identity)
-        with faults.of_a_directory(f"{self.url}/{name} cannot be made"):
-            self._store.put(name, data, mode="create", use_multipart=False)
+        path = self._path / name
+        # LocalStore does not list names like this.
+        unfinished = path.with_name(f"{path.name}#{secrets.randbits(63)}")
+        with faults.of_a_directory(f"{path} cannot be made"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                unfinished.write_bytes(data)
+                _give_name(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def listing(self, folder: str) -> Iterator[Listed]:
         """See `Store.listing`."""
@@ -177,6 +187,18 @@ def _check_still_there(path: Path, identity: os.stat_result) -> None:
         raise errors.RepositoryError(
             f"The repository {path} went away while it was used.", "Mount it again, then run this again."
         )
+
+
+def _give_name(unfinished: Path, path: Path) -> None:
+    """Let a file have another name, too. Raises FileExistsError when that is taken."""
+    try:
+        path.hardlink_to(unfinished)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # FAT and some network file systems have no hard links. Whoever reads in this moment may see half of it.
+        with path.open("xb") as file:
+            file.write(unfinished.read_bytes())
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
