@@ -35,8 +35,11 @@ WINDOW = 256 * KiB
 SECTOR = 512
 
 
-def repository_on(store: Store, window: int = WINDOW, compression: Compression = "zstd") -> Repository:
-    return Repository(store, settings_module.write(store, window, compression))
+def repository_on(
+    store: Store, window: int = WINDOW, compression: Compression = "zstd", master: bytes | None = None
+) -> Repository:
+    """Make a repository, sealed with a master key when there is one."""
+    return Repository(store, settings_module.write(store, window, compression), master)
 
 
 @pytest.fixture
@@ -50,6 +53,7 @@ def repository() -> Repository:
 class Disk(RuleBasedStateMachine):
     """
     A guest writes, zeroes and resizes; backups are taken, some of them die, power fails; every point reads as its disk.
+    The repository is plain or encrypted.
 
     The disk begins shortly before the end of an index page, so that what happens crosses it.
     """
@@ -57,11 +61,16 @@ class Disk(RuleBasedStateMachine):
     points = Bundle("points")
     origin = PAGE - 2 * WINDOW
 
-    @initialize(seed=st.integers(0, 2**32), compression=st.sampled_from(["zstd", "none"]))
-    def begin(self, seed: int, compression: Compression) -> None:
+    @initialize(
+        seed=st.integers(0, 2**32),
+        compression=st.sampled_from(["zstd", "none"]),
+        master=st.sampled_from([None, b"m" * 32]),
+    )
+    def begin(self, seed: int, compression: Compression, master: bytes | None) -> None:
         self.random = random.Random(seed)
         self.store = MemoryStore()
-        self.repository = repository_on(self.store, WINDOW, compression)
+        self.master = master
+        self.repository = repository_on(self.store, WINDOW, compression, master)
         self.image = bytearray(self.random.randbytes(3 * WINDOW + 5 * SECTOR))
         self.contents: dict[str, bytes] = {}
         self.failed: list[bytes] = []
@@ -104,7 +113,8 @@ class Disk(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 30), late=st.booleans(), dies=st.booleans())
     def failed_backup(self, at: int, late: bool, dies: bool) -> None:
-        failing = Repository.on(FailingStore(self.store, at + 1, late=late, dies=dies))
+        store = FailingStore(self.store, at, late=late, dies=dies)
+        failing = Repository(store, self.repository.settings, self.master)
         try:
             point = images.back_up(failing, self.full_blocks({}), self.origin + len(self.image))
         except errors.RepositoryError:
