@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from blockferry_agent import errors, reader
 from blockferry_agent.blocks import MAX_WINDOW, MIN_WINDOW
-from blockferry_agent.gate import MAX_CONNECTIONS, MEMORY, Gate
+from blockferry_agent.gate import MAX_CONNECTIONS, MAX_LOOKUPS, MEMORY, Gate
 from blockferry_agent.imageio import Ticket
 from blockferry_agent.units import MiB
 
@@ -125,3 +125,121 @@ def test_connections_that_are_about_to_be_given_back_are_waited_for() -> None:
     with gate.connections(TICKET, 1):
         assert leave.is_set()
     holder.join()
+
+
+class Reads:
+    """Threads of several callers that wait for a place, hold it, and go when they are told to."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.inside: list[str] = []
+        self.refused: list[str] = []
+        self._leave: list[threading.Event] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self, caller: str) -> None:
+        thread = threading.Thread(target=self._read, args=(caller,))
+        self._threads.append(thread)
+        seen = (len(self.gate._line), len(self.inside), len(self.refused))
+        thread.start()
+        wait_until(lambda: (len(self.gate._line), len(self.inside), len(self.refused)) != seen)
+
+    def end_one(self) -> None:
+        """The one that came in first goes."""
+        seen = len(self.inside)
+        self._leave.pop(0).set()
+        wait_until(lambda: len(self.inside) > seen or not self.gate._line)
+
+    def end(self) -> None:
+        self.gate.close()
+        for leave in self._leave:
+            leave.set()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _read(self, caller: str) -> None:
+        leave = threading.Event()
+        try:
+            with self.gate.read(1, MIN_WINDOW, caller):
+                self._leave.append(leave)
+                self.inside.append(caller)
+                leave.wait(10)
+        except errors.Busy:
+            self.refused.append(caller)
+
+
+@pytest.fixture
+def crowd() -> Iterator[Reads]:
+    reads = Reads(Gate(max_reads=4, line_patience=10))
+    yield reads
+    reads.end()
+
+
+def test_places_are_shared_evenly_among_controllers(crowd: Reads) -> None:
+    """One controller was first, and wants more than there is; the other gets its half as places become free."""
+    for _ in range(7):
+        crowd.start("first")
+    assert crowd.inside == ["first"] * 4
+    crowd.start("second")  # the last place in line
+    crowd.end_one()
+    assert crowd.inside[4:] == ["second"], "before those who waited longer"
+    crowd.end_one()
+    assert crowd.inside[5:] == ["first"], "nobody else waits"
+
+
+def test_a_full_line_makes_room_for_a_controller_that_has_no_place_in_it(crowd: Reads) -> None:
+    for _ in range(8):
+        crowd.start("greedy")
+    crowd.start("modest")
+    wait_until(lambda: crowd.refused == ["greedy"])
+    crowd.start("greedy")
+    assert crowd.refused == ["greedy", "greedy"]
+    crowd.end_one()
+    assert crowd.inside[4:] == ["modest"]
+
+
+def test_it_closes_for_an_upgrade_only_when_nobody_reads_or_did_so_a_moment_ago() -> None:
+    gate = Gate(max_reads=1, lull=0.05)
+    with gate.read(1, MIN_WINDOW):
+        assert not gate.close_if_idle()
+    assert not gate.close_if_idle(), "the next call of the same disk is on its way"
+    wait_until(gate.close_if_idle)
+    assert gate.closed
+    with pytest.raises(errors.Busy, match="is stopping"), gate.read(1, MIN_WINDOW):
+        pass
+
+
+def test_reads_that_begin_while_it_closes_are_read_to_their_end_or_refused() -> None:
+    """No race: whoever is let in is in before the gate closes, and then it does not."""
+    for _ in range(50):
+        gate = Gate(max_reads=1, lull=0)
+        start = threading.Barrier(2)
+        was_in: list[bool] = []
+
+        def read(gate: Gate = gate, start: threading.Barrier = start, was_in: list[bool] = was_in) -> None:
+            start.wait()
+            try:
+                with gate.read(1, MIN_WINDOW):
+                    was_in.append(not gate.closed)
+            except errors.Busy:
+                pass
+
+        reader_thread = threading.Thread(target=read)
+        reader_thread.start()
+        start.wait()
+        gate.close_if_idle()
+        reader_thread.join(10)
+        assert all(was_in), "it closed around a reading"
+
+
+def test_lookups_of_one_ticket_are_limited() -> None:
+    gate = Gate(1)
+    with contextlib.ExitStack() as lookups:
+        for _ in range(MAX_LOOKUPS):
+            lookups.enter_context(gate.lookup("ticket"))
+        with pytest.raises(errors.Busy, match="too many calls"), gate.lookup("ticket"):
+            pass
+        with gate.lookup("other"):
+            pass
+    with gate.lookup("ticket"):
+        pass

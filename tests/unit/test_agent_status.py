@@ -53,3 +53,23 @@ def test_grpcs_own_codes_are_nobodys_error() -> None:
 def test_a_status_without_our_hint_is_grpcs_own(code: int) -> None:
     assert status.error_from(code, "Received message larger than max", {"other": "x"}) is None
     assert status.error_from(code, "No hint.", {status.HINT_KEY: ""}) is not None
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("999999999999", status.MAX_RETRY_AFTER),
+        ("soon", errors.RETRY_AFTER),
+        ("-1", errors.RETRY_AFTER),
+        (b"1", errors.RETRY_AFTER),
+    ],
+)
+def test_busy_says_when_to_come_back(said: str | bytes, seconds: int) -> None:
+    busy = errors.Busy("Enough to do.", "Wait.", retry_after=9)
+    assert (status.RETRY_KEY, "9") in status.metadata_of(busy)
+    metadata = {**dict(status.metadata_of(busy)), status.RETRY_KEY: said}
+    back = status.error_from(status.code_of(busy), busy.message, metadata)
+    assert isinstance(back, errors.Busy)
+    assert back.retry_after == seconds
