@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ import pytest
 
 from blockferry_agent import __main__ as program
 from blockferry_agent import __version__
+from blockferry_agent.units import MiB
 from blockferry_proto import agent_pb2, agent_pb2_grpc
+from tests.component import nbd_servers
 from tests.component.agent_host import Host
 from tests.lab import processes
 
@@ -38,13 +41,13 @@ def run(configuration: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_from_when_its_pid_file_is_there_until_a_signal(host: Host, number: int) -> None:
     pid_file = host.directory / "agent.pid"
-    socket = host.directory / "agent.sock"
-    configuration = host.configuration(listen=[f"unix:{socket}"], pid_file="agent.pid")
+    path = host.directory / "agent.sock"
+    configuration = host.configuration(listen=[f"unix:{path}"], pid_file="agent.pid")
     process = subprocess.Popen([*COMMAND, "--config", configuration], stderr=subprocess.PIPE, text=True)
     try:
         processes.wait_for("the pid file", pid_file.exists, timeout=20)
         assert pid_file.read_text() == f"{process.pid}\n"
-        with grpc.insecure_channel(f"unix:{socket}") as channel:
+        with grpc.insecure_channel(f"unix:{path}") as channel:
             reply = agent_pb2_grpc.AgentStub(channel).Describe(agent_pb2.DescribeRequest(), timeout=5)
         assert reply.resident_bytes < 150 * 1024 * 1024
         started = time.monotonic()
@@ -62,6 +65,45 @@ def test_it_serves_from_when_its_pid_file_is_there_until_a_signal(host: Host, nu
         process.wait()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def test_it_ends_for_an_upgrade_when_it_reads_nothing(host: Host, tmp_path: Path) -> None:
+    """Asked while it reads, it goes on as if nothing had been said; systemd hears when it serves and when it stops."""
+    raw = tmp_path / "disk.raw"
+    raw.write_bytes(bytes(range(256)) * 4096 * 64)
+    path = tmp_path / "agent.sock"
+    log = tmp_path / "agent.log"
+    configuration = host.configuration(listen=[f"unix:{path}"], socket_mode="0660")
+    with (
+        nbd_servers.qemu_nbd(raw, host.directory, format="raw") as address,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+    ):
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        process = subprocess.Popen(
+            [*COMMAND, "--config", configuration, "--log", log],
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+        )
+        try:
+            assert systemd.recv(100) == b"READY=1"
+            assert path.stat().st_mode & 0o777 == 0o660
+            with grpc.insecure_channel(f"unix:{path}") as channel:
+                request = agent_pb2.ReadBlocksRequest(ticket=host.ticket(address, 64 * MiB), window_bytes=MiB)
+                call = agent_pb2_grpc.AgentStub(channel).ReadBlocks(request, timeout=30)
+                next(call)
+                process.send_signal(signal.SIGUSR1)
+                processes.wait_for("its answer", lambda: "goes on: it reads" in log.read_text(), timeout=10)
+                assert list(call)[-1].summary.dirty_bytes == 64 * MiB
+            deadline = time.monotonic() + 10
+            while process.poll() is None:
+                assert time.monotonic() < deadline, "it never ends"
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(0.1)
+            assert process.returncode == 0
+            assert systemd.recv(100) == b"STOPPING=1"
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_log_is_bounded_and_takes_stderr_along(host: Host, tmp_path: Path) -> None:
