@@ -136,7 +136,8 @@ class Agent(Section, frozen=True):
     memory: that the agent may have.  cpu_weight, io_weight: against other services; 100 is usual. Kept by systemd.
     firewall: open the agent's ports in firewalld, where it runs.
     upgrade_wait: seconds that an upgrade waits for an agent that reads.
-    ssh_user: who logs in; sudo makes him root.  ssh_key_file: private key; without it the SSH agent, or the password.
+    ssh_user: who logs in.  sudo: makes another user than root to root; without it, the agent runs as him.
+    ssh_key_file: private key; without it the SSH agent, or the password.
     ssh_password_file: file with the password alone, else BLOCKFERRY_SSH_PASSWORD. Only for deploying.
     sudo_password_file: the same for sudo, else BLOCKFERRY_SUDO_PASSWORD; without one sudo must not ask.
     ssh_config_file: in place of the user's own ssh_config and the system's.
@@ -157,6 +158,7 @@ class Agent(Section, frozen=True):
     firewall: bool = True
     upgrade_wait: Seconds = 600.0
     ssh_user: Text = "root"
+    sudo: bool = True
     ssh_key_file: Path | None = None
     ssh_password_file: Path | None = None
     sudo_password_file: Path | None = None

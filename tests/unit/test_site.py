@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from blockferry import config, deploy, errors
-from blockferry.jobs import agents
+from blockferry.jobs import agent_status
 from blockferry.jobs.site import Site
 from blockferry.transport.disk import Target
 from tests.lab import processes
@@ -103,7 +103,7 @@ def test_status_of_an_agent_without_a_port_says_what_ssh_says(tmp_path: Path) ->
     made = site(tmp_path, port=0)
     closed = processes.free_port()
     made.agents().registry.put(msgspec.structs.replace(WITH_SOCKET, address="127.0.0.1", ssh_port=closed))
-    [state] = agents.status(made, ["host1"])
+    [state] = agent_status.status(made, ["host1"])
     assert state.where == "127.0.0.1 (SSH)"
     assert state.problem is not None
     assert "cannot be reached as backup@127.0.0.1: " in state.problem

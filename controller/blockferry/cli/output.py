@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from blockferry import errors
-from blockferry.jobs.agents import AgentState
 from blockferry.jobs.compare import Comparison
 from blockferry.jobs.figures import Row
 from blockferry.repository import DiskManifest, Manifest, Verification
@@ -166,28 +165,6 @@ def verification(found: Verification) -> None:
                 for hurt in damage.hurts
             ),
         )
-
-
-def agents(states: Sequence[AgentState]) -> None:
-    """Print agents, a row each."""
-    table(
-        ("HOST", "ADDRESS", "STATE", "VERSION", "PYTHON", "UP", "READS", "MEMORY", "CERTIFICATE UNTIL"),
-        (
-            (
-                state.host_name,
-                state.where,
-                "serving" if state.problem is None else state.problem,
-                state.version or "",
-                state.python_version or "",
-                "" if state.uptime_seconds is None else f"{state.uptime_seconds} s",
-                "" if state.active_reads is None else str(state.active_reads),
-                "" if state.resident_bytes is None else size(state.resident_bytes),
-                state.certificate_until,
-            )
-            for state in states
-        ),
-        right=("UP", "READS", "MEMORY"),
-    )
 
 
 def comparison(found: Comparison, rows: Sequence[Row]) -> None:

@@ -27,9 +27,9 @@ class Settings(NamedTuple):
     machine: bool
     quiet: bool
 
-    def site(self) -> Site:
-        """Return the parts that the configuration describes. Raises ConfigError."""
-        return Site(config.load(self.config_file))
+    def site(self, offline: bool = False) -> Site:
+        """Return the parts that the configuration describes. offline: fetch nothing.  Raises ConfigError."""
+        return Site(config.load(self.config_file), offline)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Show progress as the options say."""

@@ -18,6 +18,11 @@ The agent on the hosts: bring it there over SSH, take it away.
 from blockferry.deploy.agents import Agents as Agents
 from blockferry.deploy.agents import Host as Host
 from blockferry.deploy.agents import Options as Options
+from blockferry.deploy.agents import Patience as Patience
+from blockferry.deploy.agents import Way as Way
+from blockferry.deploy.directory import Finding as Finding
+from blockferry.deploy.directory import Reading as Reading
+from blockferry.deploy.directory import ServiceSettings as ServiceSettings
 from blockferry.deploy.pki import Authority as Authority
 from blockferry.deploy.registry import Record as Record
 from blockferry.deploy.ssh import Login as Login

@@ -71,11 +71,12 @@ class Options(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How SSH comes to a host. host_key: that it showed, "ssh-ed25519 AAAA…"."""
+    """How SSH comes to a host. host_key: that it showed, "ssh-ed25519 AAAA…".  kind: of the host, as a name."""
 
     port: int
     user: str
     host_key: str
+    kind: str
 
 
 class Deployed(NamedTuple):
@@ -101,7 +102,7 @@ class _Visit(NamedTuple):
         return self.connection.fingerprint if self.connection.first_met else ""
 
     def way(self, login: ssh.Login) -> Way:
-        return Way(login.port, login.user, self.connection.host_key)
+        return Way(login.port, login.user, self.connection.host_key, str(self.python.kind))
 
 
 class _Plan(NamedTuple):
@@ -276,6 +277,7 @@ class Agents:
             ssh_port=way.port,
             ssh_user=way.user,
             host_key=way.host_key,
+            kind=way.kind,
             directory=path,
             python=release.about.python_version,
             version=release.about.version,

@@ -25,6 +25,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     port: where the agent listens; 0: at no TCP port.  server_name: the name in its certificate, whatever the address.
     socket: path of the agent's Unix socket on the host; empty for an agent from before there was one.
     ssh_port, ssh_user, host_key: how SSH led there, and the host's key ("ssh-ed25519 AAAA…") that was pinned then.
+    kind: of the host (`interpreter.Kind`); empty for an agent from before it was noted.
     directory: on the host.  python: the version that runs it.  version: of the agent.  bundle: digest of its archive.
     deployed, certificate_expires: in UTC.
     """
@@ -38,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     ssh_port: int = 22
     ssh_user: str = ""
     host_key: str = ""
+    kind: str = ""
     directory: str
     python: str
     version: str

@@ -100,6 +100,10 @@ class Connection:
         """
         inventory.delete_checkpoint(self._session, vm, checkpoint_id)
 
+    def hosts(self, cluster: str | None) -> list[Host]:
+        """Return the hosts of a cluster (name or id), or all. Raises NotFound."""
+        return inventory.hosts(self._session, cluster)
+
     def find_host(self, name: str) -> Host:
         """Return the host of this name, address or id. Raises NotFound (with the names of all), Ambiguous."""
         return inventory.find_host(self._session, name)

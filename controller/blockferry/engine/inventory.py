@@ -242,6 +242,14 @@ def find_host(session: Session, name: str) -> Host:
     )
 
 
+def hosts(session: Session, cluster: str | None) -> list[Host]:
+    """Return the hosts of a cluster (name or id), or all, by name. Raises NotFound for a cluster that is not there."""
+    cluster_id = find_cluster(session, cluster) if cluster is not None else None
+    found = session.call("list hosts", lambda api: api.hosts_service().list())
+    chosen = [host for host in found if cluster_id is None or (host.cluster and host.cluster.id == cluster_id)]
+    return sorted(map(_host, chosen), key=lambda host: host.name)
+
+
 def find_cluster(session: Session, name: str) -> str:
     """Return the id of the cluster of this name or id. Raises NotFound with the names of all, Ambiguous."""
     clusters = session.call("list clusters", lambda api: api.clusters_service().list())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blockferry import deploy, engine, errors
 from blockferry.config import Config, TransportName
-from blockferry.deploy import bundle
+from blockferry.deploy import bundle, interpreter
 from blockferry.jobs import keyring
 from blockferry.repository import Repository
 from blockferry.transport.agent_upload import AgentUploads
@@ -30,8 +30,11 @@ class Site:
     One configuration's engine, repository, transports and agents.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, offline: bool = False) -> None:
+        """offline: fetch nothing for agents."""
         self.config = config
+        self._bundles = bundle.Bundles(config.cache, offline)
+        self._cached = bundle.Bundles(config.cache, offline=True)
 
     @functools.cached_property
     def state(self) -> Path:
@@ -98,7 +101,11 @@ class Site:
 
     def agents(self) -> deploy.Agents:
         """Return the agents that this controller deploys."""
-        return deploy.Agents(self.state, functools.partial(bundle.build, self.config.cache))
+        return deploy.Agents(self.state, self._bundles.bundle)
+
+    def cached_bundle(self, kind: interpreter.Kind) -> bundle.Bundle:
+        """Return the bundle that would be deployed to hosts of a kind, without a fetch. Raises DeployError."""
+        return self._cached.bundle(kind)
 
     def placement(self) -> deploy.Options:
         """Return how agents are placed on hosts."""
@@ -114,6 +121,12 @@ class Site:
             clear_text=settings.netcat_clear_text,
             bytes_per_second=settings.bandwidth,
             max_reads=settings.max_reads,
+            service=deploy.ServiceSettings(
+                memory=settings.memory,
+                cpu_weight=settings.cpu_weight,
+                io_weight=settings.io_weight,
+                firewall=settings.firewall,
+            ),
         )
 
     def agent(self, record: deploy.Record) -> AbstractContextManager[Agent]:
