@@ -80,7 +80,7 @@ def needed() -> dict[str, str]:
         "sockets of live backups": tried(partial(entries, "/run/vdsm/backup")),
         "sockets of qemu-nbd": tried(partial(entries, "/run/vdsm/nbd")),
         "its configuration": tried(lambda: Path("/opt/blockferry-agent/current/agent.json").read_bytes()),
-        "its key": tried(lambda: Path("/opt/blockferry-agent/current/agent.key").read_bytes()),
+        "its key": tried(lambda: Path("/opt/blockferry-agent/current/tls/agent.key").read_bytes()),
         "its socket's directory": tried(lambda: make(f"{runtime}/x")),
     }
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.fleet import probe
-from tests.e2e.fleet.conftest import Fleet, as_a_service
+from tests.e2e.fleet.conftest import Fleet
 from tests.lab.machines.machine import Machine
 from tests.lab.operator import Operator
 
-pytestmark = [pytest.mark.lab, as_a_service]
+pytestmark = pytest.mark.lab
 
 PROBE = "usr/local/lib/probe.py"
 DROP_IN = "run/systemd/system/blockferry-agent.service.d/probe.conf"

@@ -70,8 +70,8 @@ class Unit:
         """lasting: it starts again when the machine boots."""
         self._machine = machine
         self._name = f"{name}.service"
-        directory = "etc" if lasting else "run"
-        (machine.root / directory / "systemd/system" / self._name).write_text(text)
+        self._lasting = lasting
+        (machine.root / self._file).write_text(text)
         machine.run("systemctl", "daemon-reload")
         if lasting:
             machine.run("systemctl", "enable", "--quiet", self._name)
@@ -92,6 +92,12 @@ class Unit:
 
     def stop(self) -> None:
         self._machine.run("systemctl", "stop", self._name)
+        if not self._lasting:
+            (self._machine.root / self._file).unlink()
+
+    @property
+    def _file(self) -> str:
+        return f"{'etc' if self._lasting else 'run'}/systemd/system/{self._name}"
 
     def _ended(self) -> LabError:
         journal = self._machine.run("journalctl", "--no-pager", "-n", "20", "-u", self._name)
