@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from blockferry import errors
-from blockferry.repository import KeyFile, Repository
+from blockferry.repository import KeyFile, Keyring, Repository
 from blockferry.repository import store as stores
 from blockferry_agent.units import KiB
 from tests.component.object_stores import Service
@@ -63,6 +64,30 @@ def test_a_repository_in_a_bucket_is_made_once(s3: Service) -> None:
     with pytest.raises(errors.Conflict, match="already"):
         Repository.init(url, secret=KeyFile(bytes(32)))
     assert Repository.open(url).settings == made.settings
+
+
+def test_of_several_that_make_a_repository_one_succeeds(s3: Service) -> None:
+    url = f"s3://{s3.new_bucket()}/r"
+
+    def make(number: int) -> Repository | None:
+        try:
+            return Repository.init(url, WINDOW, secret=KeyFile(bytes([number]) * 32))
+        except errors.Conflict:
+            return None
+
+    with ThreadPoolExecutor(4) as threads:
+        made = [repository for repository in threads.map(make, range(4)) if repository is not None]
+    assert len(made) == 1
+    keyring = [Keyring.open(url, KeyFile(bytes([number]) * 32)) for number in range(4) if _opens(url, number)]
+    assert [len(keys.list()) for keys in keyring] == [1], "the others' keys are gone"
+
+
+def _opens(url: str, number: int) -> bool:
+    try:
+        Repository.open(url, KeyFile(bytes([number]) * 32))
+    except errors.WrongKey:
+        return False
+    return True
 
 
 def test_a_scratch_repository_leaves_nothing(repository: Repository, s3: Service) -> None:

@@ -156,6 +156,12 @@ def test_a_full_quota_is_told_as_such(s3: Service, store: Store) -> None:
         store.put("a", b"1")
 
 
+def test_a_service_without_conditional_puts_is_told(s3: Service, quick: Bucket) -> None:
+    s3.fail(status(501, "NotImplemented"), times=100)
+    with pytest.raises(errors.RepositoryError, match="needs conditional puts"):
+        quick.put_new("a", b"1")
+
+
 def test_a_bucket_that_is_not_there_is_named(s3: Service) -> None:
     missing = bucket.connect("s3://nobody-made-this/x", QUICK)
     for call in (lambda: missing.get("a", 1), lambda: missing.put("a", b"1"), lambda: list(missing.listing("a"))):

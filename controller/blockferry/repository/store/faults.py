@@ -43,6 +43,11 @@ _SERVERS_WORDS = (
         "Set AWS_REGION, and AWS_ENDPOINT_URL when it is not at AWS.",
     ),
     ("AccessDenied|AuthorizationFailure|403 Forbidden|401 Unauthorized", "access is denied", _CREDENTIALS),
+    (
+        "NotImplemented|501 ",
+        "the service does not know what is asked",
+        "Blockferry needs conditional puts (If-None-Match): choose a service, or a version of it, that has them.",
+    ),
     ("SlowDown|ServerBusy|429 Too Many|503 Service", "the service asks to slow down", _AGAIN),
     ("dns error|failed to lookup", "the endpoint's name is not known", "Check AWS_ENDPOINT_URL or AWS_REGION."),
     ("169\\.254\\.169\\.254|metadata.google|must be specified", "there are no credentials", _CREDENTIALS),
