@@ -166,3 +166,9 @@ def test_entries_out_of_place_are_refused() -> None:
 def test_a_root_of_pages_behind_the_disk_is_refused() -> None:
     with pytest.raises(ValueError, match="more than its disk"):
         index.decode_root(index.encode_root(Root(PAGE, 1 * MiB, {1: PageReference(0, chunk("A"))})))
+
+
+@pytest.mark.parametrize("window", [0, 1, 16 * MiB])
+def test_a_root_with_a_window_that_none_can_have_is_refused(window: int) -> None:
+    with pytest.raises(ValueError, match="its window is"):
+        index.decode_root(index.encode_root(Root(PAGE, window, {})))

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from blockferry.repository.chunks import Chunks
+from blockferry_agent.blocks import MAX_WINDOW, MIN_WINDOW
 from blockferry_agent.units import MiB
 
 PAGE = 256 * MiB
@@ -176,6 +177,8 @@ def decode_root(data: bytes) -> Root:
     """Return the root that `data` holds. Raises ValueError when it holds none."""
     pages = dict(page_references(data))
     *_, window, size = _ROOT_HEADER.unpack_from(data)
+    if not MIN_WINDOW <= window <= MAX_WINDOW:
+        raise ValueError(f"its window is {window} bytes")
     if any(number * PAGE >= size for number in pages):
         raise ValueError("it maps more than its disk")
     return Root(size, window, pages)

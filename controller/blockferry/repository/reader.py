@@ -16,11 +16,12 @@ from blockferry.repository.index import Entry, Index, Root
 from blockferry.repository.manifest import File, Manifest
 from blockferry.repository.store import Store
 from blockferry_agent import errors as agent_errors
+from blockferry_agent.units import MiB
 
-_AHEAD = 2
-"""Entries, for each fetch that is under way, whose chunks are fetched before they are asked for."""
+_AHEAD = 64 * MiB
+"""Content that is fetched before it is asked for, and no more than two chunks for each fetch that is under way."""
 _RECENT = 8
-"""Chunks that are kept: one that later blocks were laid over is met again between them."""
+"""Chunks that are kept at least: one that later blocks were laid over is met again between them."""
 
 
 class Piece(NamedTuple):
@@ -44,6 +45,7 @@ class DiskReader:
 
     def __init__(self, root: Root, chunks: Chunks) -> None:
         self.size = root.size
+        self._ahead = max(2, min(2 * chunks.side_by_side, _AHEAD // root.window))
         self._index = Index(root, chunks)
         self._chunks = chunks
 
@@ -51,8 +53,8 @@ class DiskReader:
         """
         Generate the pieces of a range (bytes; to the end of the disk when `length` is None), in disk order, gap-free.
 
-        Every chunk is checked before a piece of it is generated. Needs memory for twice as many windows as the store
-        fetches side by side.
+        Every chunk is checked before a piece of it is generated. Needs memory for 64 MiB of
+        content, or for eight windows.
 
         Raises Damaged, RepositoryError, and InvalidRequest for a range that is not within the disk.
         """
@@ -87,17 +89,16 @@ class DiskReader:
         """Generate the entries, each with the content of its chunk, checked; fetch some chunks ahead."""
         recent: OrderedDict[bytes, Future[bytes]] = OrderedDict()
         ahead: deque[tuple[Entry, Future[bytes]]] = deque()
-        side_by_side = self._chunks.side_by_side
-        threads = ThreadPoolExecutor(side_by_side, thread_name_prefix="restore")
+        threads = ThreadPoolExecutor(self._chunks.side_by_side, thread_name_prefix="restore")
         try:
             for entry in entries:
                 if entry.chunk not in recent:
                     recent[entry.chunk] = threads.submit(self._chunks.get, entry.chunk)
                 recent.move_to_end(entry.chunk)
                 ahead.append((entry, recent[entry.chunk]))
-                if len(recent) > max(_RECENT, _AHEAD * side_by_side):
+                if len(recent) > max(_RECENT, self._ahead):
                     recent.popitem(last=False)
-                if len(ahead) > _AHEAD * side_by_side:
+                if len(ahead) > self._ahead:
                     ready, content = ahead.popleft()
                     yield ready, content.result()
             for ready, content in ahead:
