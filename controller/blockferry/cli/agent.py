@@ -34,7 +34,7 @@ def _deployed(done: Deployment) -> str:
 @common_options
 def check(settings: Settings, hosts: tuple[str, ...], cluster: str | None, everything: bool, at_once: int) -> None:
     """
-    Look at everything on hosts that a backup needs, and say what to do. Changes nothing, also before any deployment.
+    Look at everything on HOSTs that a backup needs, and say what to do. Changes nothing, also before any deployment.
 
     Exit code 10 when a backup would not work.
     """
@@ -67,7 +67,7 @@ def deploy(
     trust_new: bool,
 ) -> None:
     """
-    Bring the agent to hosts, side by side, and see that it answers.
+    Bring the agent to HOSTs, side by side, and see that it answers.
 
     A host's SSH key must be the one that the engine has on record, or else that of your known_hosts. The new agent is
     tried out beside the one that runs; when it does not come to serve, nothing has changed. One that reads a disk is
@@ -99,7 +99,7 @@ def upgrade(
     keep_going: bool,
 ) -> None:
     """
-    Deploy to those hosts where something would change: one alone first, then the others in waves.
+    Deploy to those HOSTs where something would change: one alone first, then the others in waves.
 
     Stops at the first that fails. An agent that reads a disk is waited for, so no transfer breaks off.
     """
@@ -124,7 +124,7 @@ def rollback(
     wait: float | None,
     now: bool,
 ) -> None:
-    """Go back to the release that ran on hosts before the current one. Run twice, it goes forward again."""
+    """Go back to the release that ran on HOSTs before the current one. Run twice, it goes forward again."""
     site = settings.site()
     terms = agent_options.terms(site, at_once, wait, now)
     chosen = choosing.with_agents(site, agent_options.choice(hosts, cluster, everything))
@@ -168,7 +168,7 @@ def rotate_certs(
     controller: bool,
     authority: bool,
 ) -> None:
-    """Give agents new certificates. No agent is restarted, and no transfer breaks off."""
+    """Give the agents on HOSTs new certificates. No agent is restarted, and no transfer breaks off."""
     if controller and authority:
         raise click.UsageError("A new authority gives the controller a new certificate anyway.")
     site = settings.site()
@@ -207,7 +207,7 @@ def remove(
     at_once: int,
     forget: bool,
 ) -> None:
-    """Stop the agent on hosts, and take away all that was made for it: files, user, unit, firewall rule."""
+    """Stop the agent on HOSTs, and take away all that was made for it: files, user, unit, firewall rule."""
     site = settings.site()
     choice = agent_options.choice(hosts, cluster, everything)
     if forget:

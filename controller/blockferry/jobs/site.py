@@ -122,7 +122,7 @@ class Site:
             bytes_per_second=settings.bandwidth,
             max_reads=settings.max_reads,
             service=deploy.ServiceSettings(
-                memory=settings.memory,
+                memory=int(settings.memory),
                 cpu_weight=settings.cpu_weight,
                 io_weight=settings.io_weight,
                 firewall=settings.firewall,
