@@ -103,7 +103,7 @@ def test_ten_controllers_with_three_disks_each(
         while True:
             opened = ladder.open()
             with contextlib.closing(opened.disk) as disk:
-                reading = disk.read(ReadRequest(0, SIZE, False, 4 * MiB))
+                reading = disk.read(ReadRequest(0, SIZE, False, MiB))
                 try:
                     return sum(len(block.data) for block in reading)
                 except agent_errors.Busy as busy:
