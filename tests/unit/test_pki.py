@@ -248,6 +248,13 @@ def test_a_new_identity_of_the_controller_takes_the_old_one_back(authority: pki.
     assert stat.S_IMODE((tmp_path / "state" / "pki" / "revoked.json").stat().st_mode) == 0o600
 
 
+def test_an_identity_that_was_taken_back_is_not_shown_any_more(authority: pki.Authority) -> None:
+    """As after a crash in the middle of `rotate_controller`."""
+    old = authority.controller()
+    authority.revoke(old.certificate)
+    assert authority.controller() != old
+
+
 def test_what_has_ended_is_not_listed_any_more(authority: pki.Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(issuer, "LEAF_LIFE", timedelta(seconds=-1))

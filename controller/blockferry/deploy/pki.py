@@ -121,15 +121,12 @@ class Authority:
 
     def controller(self) -> Identity:
         """Return the controller's identity, made or renewed when it is time. Raises DeployError."""
-        stored = self._stored_controller()
-        if stored is not None and self._is_good(stored.certificate, self._issuers()[0]):
-            return stored
+        good = self._good_controller()
+        if good is not None:
+            return good
         with self._locked():
             # Another process may have been faster.
-            stored = self._stored_controller()
-            if stored is not None and self._is_good(stored.certificate, self._issuers()[0]):
-                return stored
-            return self._new_controller()
+            return self._good_controller() or self._new_controller()
 
     def rotate_controller(self) -> Identity:
         """Give the controller a new identity, and take the old one back. Raises DeployError."""
@@ -219,13 +216,22 @@ class Authority:
         except (OSError, ValueError):
             return None
 
+    def _good_controller(self) -> Identity | None:
+        """Return the stored identity if it may still be shown."""
+        stored = self._stored_controller()
+        if stored is None or not self._is_good(stored.certificate, self._issuers()[0]):
+            return None
+        parsed = x509.load_pem_x509_certificate(stored.certificate)
+        return None if _fingerprint(parsed) in self._revocations() else stored
+
     def _new_controller(self) -> Identity:
+        # First, so that the old identity is not left in force by a crash in between: then `controller` makes a new one.
         old = self._stored_controller()
+        if old is not None:
+            self._revoke(old.certificate)
         identity = self._issue(CONTROLLER_ROLE, ExtendedKeyUsageOID.CLIENT_AUTH, [])
         with faults.writing(self._controller_file):
             files.replace(self._controller_file, identity.key + identity.certificate)
-        if old is not None:
-            self._revoke(old.certificate)
         return identity
 
     def _is_good(self, certificate: bytes, by: Issuer) -> bool:
