@@ -90,8 +90,8 @@ def side_by_side(
         return Outcome(name, result)
 
     with futures.ThreadPoolExecutor(max(1, at_once), thread_name_prefix="host") as threads:
-        begun = [threads.submit(do, name, host) for name, host in hosts]
         try:
+            begun = [threads.submit(do, name, host) for name, host in hosts]
             return [future.result() for future in begun]
         except KeyboardInterrupt:
             stopping.set()
