@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +112,9 @@ def test_describe(stub: Stub) -> None:
     assert reply.python_version.startswith("3.")
     assert reply.host_name
     assert 10 * MiB < reply.resident_bytes < 2048 * MiB
+    assert (reply.cores, reply.stopping) == (os.cpu_count(), False)
+    assert 0 <= reply.load < 1000
+    assert 89 < (reply.certificate_expires - time.time()) / 86400 < 90.1
 
 
 def test_describe_counts_processor_time(stub: Stub, host: Host, plain: Address) -> None:

@@ -26,6 +26,7 @@ def test_defaults(tmp_path: Path) -> None:
         control_socket="/run/ovirt-imageio/sock",
         data_socket="@/org/ovirt/imageio",
         nbd_directories=("/run/vdsm/backup", "/run/vdsm/nbd"),
+        socket_mode=0o600,
         pid_file=None,
         workers=4,
         max_reads=16,
@@ -41,7 +42,8 @@ def test_everything(tmp_path: Path) -> None:
     loaded = load(
         tmp_path,
         listen=["[2001:db8::1]:54330", "host.example:1", "unix:/run/agent.sock"],
-        tls=TLS,
+        tls={**TLS, "revoked": "tls/revoked.json"},
+        socket_mode="0660",
         control_socket="/c",
         data_socket="/d",
         nbd_directories=["/n"],
@@ -55,9 +57,17 @@ def test_everything(tmp_path: Path) -> None:
         bytes_per_second=400 * MiB,
     )
     assert loaded.pid_file == tmp_path / "run/agent.pid"
+    assert loaded.tls is not None
+    assert (loaded.tls.revoked, loaded.socket_mode) == (tmp_path / "tls/revoked.json", 0o660)
     assert (loaded.workers, loaded.max_reads, loaded.keepalive_seconds) == (5, 1, 0.5)
     assert loaded.socket_ports == range(54331, 54341)
     assert (loaded.socket_addresses, loaded.clear_text, loaded.bytes_per_second) == (("192.0.2.9",), True, 400 * MiB)
+
+
+@pytest.mark.parametrize("mode", ["0666", "0606", 0o660, "660"])
+def test_a_unix_socket_is_never_for_all_users(tmp_path: Path, mode: object) -> None:
+    with pytest.raises(config.ConfigError, match='socket_mode must be "0600" or "0660"'):
+        load(tmp_path, listen=["unix:/run/agent.sock"], socket_mode=mode)
 
 
 def test_sockets_open_where_the_agent_listens(tmp_path: Path) -> None:
