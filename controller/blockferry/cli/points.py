@@ -7,8 +7,10 @@ import click
 from blockferry import errors
 from blockferry.cli import output
 from blockferry.cli.settings import Settings, common_options
-from blockferry.jobs import catalog
+from blockferry.jobs import catalog, drill
 from blockferry.jobs import verify as verify_job
+from blockferry.repository import Manifest
+from blockferry_agent.units import MiB
 
 POINT_HELP = "POINT is a recovery point's id, the first characters of one, or `latest`."
 
@@ -41,14 +43,38 @@ def show(settings: Settings, vm: str, point: str) -> None:
 @click.command(epilog=POINT_HELP + " Without VM, all recovery points are verified.")
 @click.argument("vm", required=False)
 @click.argument("point", required=False)
+@click.option("--boot", is_flag=True, help="Boot POINT (default: latest) of VM in QEMU here, without network.")
+@click.option("--expect", metavar="TEXT", help="With --boot: the sign of life, a text on the serial console.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=300, show_default=True, metavar="SECONDS", help="With --boot."
+)
+@click.option(
+    "--memory", type=click.IntRange(min=64), default=1024, show_default=True, metavar="MIB", help="With --boot."
+)
 @common_options
-def verify(settings: Settings, vm: str | None, point: str | None) -> None:
+def verify(
+    settings: Settings,
+    vm: str | None,
+    point: str | None,
+    boot: bool,
+    expect: str | None,
+    timeout: float,
+    memory: int,
+) -> None:
     """
     Read every chunk of recovery points and check it against its name.
 
     Names each damaged or missing chunk, and every recovery point that it hurts. Exit code 9 when there is damage.
+
+    With --boot nothing is read beforehand: the point is served to an isolated QEMU, and is good when the text comes.
+    Exit code 11 when it does not come.
     """
+    if boot != (expect is not None) or (boot and vm is None):
+        raise click.UsageError("--boot needs VM and --expect, and --expect belongs to --boot.")
     repository = settings.site().repository()
+    if vm is not None and expect is not None:
+        _boot(settings, catalog.point(repository, vm, point or catalog.LATEST), expect, timeout, memory)
+        return
     if vm is None:
         points = catalog.points(repository, None)
     elif point is None:
@@ -67,5 +93,23 @@ def verify(settings: Settings, vm: str | None, point: str | None) -> None:
             errors.Damaged(
                 f"{bad} stored objects are damaged or missing.",
                 "Run `blockferry backup VM --fresh`: what the disks still hold is stored again, for all points.",
+            )
+        )
+
+
+def _boot(settings: Settings, point: Manifest, expect: str, timeout: float, memory: int) -> None:
+    with settings.progress() as progress:
+        result = drill.run(settings.site().repository(), point, [], expect, timeout, memory * MiB, progress)
+    if settings.machine:
+        output.as_json(result)
+    elif result.alive:
+        output.line(f"Recovery point {point.id} of VM {point.vm.name} lives, after {result.seconds:.1f} s.")
+    if not result.alive:
+        for said in result.console:
+            output.note(said)
+        output.failed(
+            errors.RestoreError(
+                f"Recovery point {point.id} did not say '{expect}' within {result.seconds:.0f} s.",
+                "See above what it said last; give it more --timeout or --memory, or try an older point.",
             )
         )
