@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 import time
 
@@ -84,7 +84,7 @@ def test_a_signal_lets_those_that_have_begun_come_to_an_end(monkeypatch: pytest.
         if number == 0:
             # As Ctrl-C does, in the main thread, which waits for results.
             time.sleep(0.2)  # the main thread waits for results by now
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         assert interrupted.wait(10)
         with pytest.raises(errors.Interrupted):
             turn.pause(10)
