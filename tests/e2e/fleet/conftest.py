@@ -4,7 +4,6 @@ A lab whose two hosts are machines of their own, one with an old Python and one 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,6 @@ from tests.lab.lab import Lab, MiB, NewDisk, Vm
 from tests.lab.machines import support
 from tests.lab.machines.machine import Machine
 from tests.lab.operator import Operator
-
-# TODO: away with it when `agent deploy` makes the agent a service of systemd, on many hosts side by side.
-as_a_service = pytest.mark.skipif(
-    importlib.util.find_spec("blockferry.jobs.fleet") is None, reason="agents are not services of systemd yet"
-)
 
 # Raw, too: a backup reads it in another way.
 DISKS = (NewDisk(64 * MiB), NewDisk(32 * MiB, format="raw"))

@@ -16,7 +16,7 @@ import pytest
 import blockferry_agent
 from tests.e2e.bad_days.scene import Held
 from tests.e2e.bad_days.valve import Valve
-from tests.e2e.fleet.conftest import Fleet, as_a_service
+from tests.e2e.fleet.conftest import Fleet
 from tests.lab import witness
 from tests.lab.machines.machine import Machine
 from tests.lab.operator import Operator
@@ -35,18 +35,21 @@ systemctl list-units --all --plain --no-legend '*blockferry*'
 systemctl list-unit-files --no-legend | awk '{print $1, $2}'
 """
 
+# The kinds of Debian 11 and 13.
+KINDS = ("cp39-x86_64-glibc2.31", "cp313-x86_64-glibc2.41")
+
 # More than an agent reads ahead, so that some of it has come to the controller; and what the backup reads at least.
 PASSED = 12 * MiB
 WRITTEN = 24 * MiB
 
 
-@as_a_service
 def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Path) -> None:
     """Deploy, back up, upgrade, fail to upgrade, go back, renew, remove: issue 4 in one test."""
     before = [listing(machine) for machine in fleet.machines]
     operator.do("repository", "init")
     hosts = [host.name for host in fleet.hosts]
-    fetch_bundles(operator, fleet)
+    # They are in the cache once a host of each kind was deployed to.
+    operator.do("agent", "bundle", *KINDS)
 
     began = time.monotonic()
     operator.do("agent", "deploy", *hosts)
@@ -57,9 +60,7 @@ def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Pat
     ]
 
     for number, transport in enumerate(("grpc", "ssh")):
-        assert_backed_up(fleet, operator, number, transport, tmp_path / f"first-{transport}")
-    for number, transport in enumerate(("ssh", "grpc")):
-        assert_backed_up(fleet, operator, number, transport, tmp_path / f"second-{transport}")
+        assert_backed_up(fleet, operator, number, transport, tmp_path / transport)
 
     running = [pid_of_agent(machine) for machine in fleet.machines]
     # A new release whose agent does not start: the running one is not touched.
@@ -68,12 +69,10 @@ def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Pat
     assert failed.status == 10, failed.errors
     assert "broken for a test" in failed.errors, "the report does not say why"
     assert [pid_of_agent(machine) for machine in fleet.machines] == running
-    assert [state["health"] for state in states(operator)] == ["SERVING"] * 2
 
     # One that does, and the way back from it.
     with other_agent(operator, tmp_path / "other", "# another release\n"):
         operator.do("agent", "upgrade", "--all")
-        assert [state["current"] for state in states(operator)] == [True] * 2
     assert [state["current"] for state in states(operator)] == [False] * 2
     operator.do("agent", "rollback", "--all")
     assert [state["current"] for state in states(operator)] == [True] * 2
@@ -81,7 +80,8 @@ def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Pat
     running = [pid_of_agent(machine) for machine in fleet.machines]
     operator.do("agent", "rotate-certs", "--all")
     assert [pid_of_agent(machine) for machine in fleet.machines] == running
-    assert_backed_up(fleet, operator, 0, "grpc", tmp_path / "third")
+    for number, transport in enumerate(("ssh", "grpc")):
+        assert_backed_up(fleet, operator, number, transport, tmp_path / transport)
 
     operator.do("agent", "remove", *hosts)
     assert states(operator) == []
@@ -91,7 +91,6 @@ def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Pat
     assert operator.run("agent", "remove", *hosts).status == 0
 
 
-@as_a_service
 def test_an_upgrade_interrupts_no_reading(fleet: Fleet, operator: Operator, tmp_path: Path) -> None:
     operator.do("repository", "init")
     host, machine = fleet.hosts[0], fleet.machines[0]
@@ -142,12 +141,6 @@ def pid_of_agent(machine: Machine) -> int:
     pid = machine.run("systemctl", "show", "--value", "--property=MainPID", "blockferry-agent")
     assert int(pid), "the agent does not run"
     return int(pid)
-
-
-def fetch_bundles(operator: Operator, fleet: Fleet) -> None:
-    """Have the bundles in the cache, as they are once a host of each kind was deployed to."""
-    operator.do("agent", "deploy", *(host.name for host in fleet.hosts))
-    operator.do("agent", "remove", *(host.name for host in fleet.hosts))
 
 
 @contextlib.contextmanager
