@@ -15,7 +15,7 @@ from typing import Any
 
 from blockferry.deploy.onhost import supervisor
 from blockferry.deploy.onhost.directory import Directory
-from blockferry.deploy.onhost.refusal import Refused
+from blockferry.deploy.onhost.refusal import Refused, as_refused
 from blockferry.deploy.onhost.releases import DAMAGED, Release, Releases
 from blockferry.deploy.onhost.supervisor import Supervisor
 
@@ -108,8 +108,8 @@ class Deployment:
         self.supervisor.stop(when_idle)
         try:
             self.supervisor.start(release)
-        except Refused as failure:
-            raise self._fall_back(before, failure) from failure
+        except (Refused, OSError) as error:
+            raise self._fall_back(before, as_refused(error)) from error
 
     def _fall_back(self, before: Release | None, failure: Refused) -> Refused:
         """Start the release again that was in force, and return the whole story."""
@@ -118,17 +118,15 @@ class Deployment:
             return failure
         try:
             self.supervisor.start(before)
-        except Refused as error:
-            return Refused(
-                f"{failure.sentence} The agent that ran before does not start any more: {error.sentence}", failure.hint
-            )
+        except (Refused, OSError) as error:
+            why = as_refused(error).sentence
+            return Refused(f"{failure.sentence} The agent that ran before does not start any more: {why}", failure.hint)
         return Refused(f"{failure.sentence} The agent that ran before runs again.", failure.hint)
 
     def _discard(self, release: Release) -> None:
         current = self.releases.current
         if current is None or current.name != release.name:
-            self.releases.discard(release.name)
-            self.releases.sweep()
+            self.releases.discard(release)
 
     def _refuse_absent(self) -> None:
         if not self._directory.is_ours:

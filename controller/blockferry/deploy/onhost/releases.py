@@ -129,9 +129,16 @@ class Releases:
             directory.link(self._home / "previous", f"releases/{before.name}")
         directory.link(self._home / "current", f"releases/{release.name}")
 
-    def discard(self, name: str) -> None:
-        """Delete a release that is not in force."""
-        directory.delete(self._home / "releases" / name)
+    def discard(self, release: Release) -> None:
+        """
+        Delete a release that is not in force, and its bundle if no other has it.
+
+        Others stay: after a deployment that was killed, the one that runs may be in force by its unit alone.
+        """
+        directory.delete(release.path)
+        users = [path / "release.json" for path in _entries(self._home / "releases")]
+        if not any(release.bundle.encode() in path.read_bytes() for path in users if path.exists()):
+            directory.delete(self._home / "bundles" / release.bundle)
 
     def sweep(self) -> None:
         """Delete what neither the current nor the previous release needs."""
