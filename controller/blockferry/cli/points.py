@@ -7,7 +7,7 @@ import click
 from blockferry import errors
 from blockferry.cli import output
 from blockferry.cli.settings import Settings, common_options
-from blockferry.jobs import catalog, drill
+from blockferry.jobs import catalog, drift, drill
 from blockferry.jobs import verify as verify_job
 from blockferry.repository import Manifest
 from blockferry_agent.units import MiB
@@ -43,6 +43,11 @@ def show(settings: Settings, vm: str, point: str) -> None:
 @click.command(epilog=POINT_HELP + " Without VM, all recovery points are verified.")
 @click.argument("vm", required=False)
 @click.argument("point", required=False)
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Compare POINT (default: latest) with the VM's disks, on the host: what differs there, and has not changed?",
+)
 @click.option("--boot", is_flag=True, help="Boot POINT (default: latest) of VM in QEMU here, without network.")
 @click.option("--expect", metavar="TEXT", help="With --boot: the sign of life, a text on the serial console.")
 @click.option(
@@ -56,6 +61,7 @@ def verify(
     settings: Settings,
     vm: str | None,
     point: str | None,
+    live: bool,
     boot: bool,
     expect: str | None,
     timeout: float,
@@ -66,12 +72,19 @@ def verify(
 
     Names each damaged or missing chunk, and every recovery point that it hurts. Exit code 9 when there is damage.
 
+    With --live the VM's disks are hashed where they are, and what has not changed since the point must be as it was. Needs an agent, and the point's checkpoint in the engine.
+
     With --boot nothing is read beforehand: the point is served to an isolated QEMU, and is good when the text comes.
     Exit code 11 when it does not come.
     """
     if boot != (expect is not None) or (boot and vm is None):
         raise click.UsageError("--boot needs VM and --expect, and --expect belongs to --boot.")
     repository = settings.site().repository()
+    if live:
+        if vm is None or boot:
+            raise click.UsageError("--live needs VM, and does not go with --boot.")
+        _look_at_the_vm(settings, catalog.point(repository, vm, point or catalog.LATEST))
+        return
     if vm is not None and expect is not None:
         _boot(settings, catalog.point(repository, vm, point or catalog.LATEST), expect, timeout, memory)
         return
@@ -93,6 +106,32 @@ def verify(
             errors.Damaged(
                 f"{bad} stored objects are damaged or missing.",
                 "Run `blockferry backup VM --fresh`: what the disks still hold is stored again, for all points.",
+            )
+        )
+
+
+def _look_at_the_vm(settings: Settings, point: Manifest) -> None:
+    site = settings.site()
+    with settings.progress() as progress:
+        found = drift.run(site, site.repository(), point, site.config.backup.mode, progress)
+    if settings.machine:
+        output.as_json(found)
+    else:
+        for disk in found.disks:
+            said = disk.skipped or (
+                f"{output.size(disk.compared)} are as they were; {output.size(disk.changed)} have changed since."
+                if not disk.drift
+                else f"{len(disk.drift)} ranges differ, and have not changed:"
+            )
+            output.line(f"{disk.alias}: {said}")
+            for place in disk.drift:
+                output.line(f"    {place.length} bytes at {place.start}")
+    if found.total:
+        output.failed(
+            errors.Damaged(
+                f"{output.size(found.total)} of VM {found.vm_name} are not what recovery point {found.point_id} has.",
+                "Run `blockferry backup VM --full`, which reads everything and stores what differs; and look for what "
+                "wrote to the disks past the VM, or for storage that fails.",
             )
         )
 

@@ -17,7 +17,7 @@ from blockferry.transport.mutual_tls import Credentials
 from blockferry.transport.tally import Tally
 from blockferry_agent import errors as agent_errors
 from blockferry_agent import status, wire
-from blockferry_agent.blocks import MAX_WINDOW, Block, ReadRequest, Summary
+from blockferry_agent.blocks import MAX_WINDOW, Block, Range, ReadRequest, Summary
 from blockferry_agent.units import KiB
 from blockferry_proto import agent_pb2, agent_pb2_grpc
 
@@ -181,6 +181,19 @@ class Agent:
     def compare(self, request: agent_pb2.CompareBlocksRequest) -> Generator[agent_pb2.CompareBlocksReply, None, None]:
         """Compare ranges of a disk with what they should hold; closing the generator ends the call."""
         return self._replies(lambda: self._stub.CompareBlocks(request))
+
+    def changed(self, target: Target) -> Iterator[Range]:
+        """Generate what has changed since the base checkpoint of the disk's backup, in disk order, without overlap."""
+        request = agent_pb2.ListExtentsRequest(ticket=ticket_of(target), incremental=True)
+        position = 0
+        for reply in self._replies(lambda: self._stub.ListExtents(request)):
+            for extent in reply.extents:
+                place = Range(extent.start, extent.length, extent.zero)
+                if place.start < position or place.length <= 0 or place.end > target.size:
+                    raise agent_errors.ProtocolError(f"{self._where} lists extents that the disk cannot have.")
+                position = place.end
+                if extent.dirty:
+                    yield place
 
     def close(self) -> None:
         """Close the connection; what still runs on it ends with an error."""
