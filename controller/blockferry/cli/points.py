@@ -72,7 +72,8 @@ def verify(
 
     Names each damaged or missing chunk, and every recovery point that it hurts. Exit code 9 when there is damage.
 
-    With --live the VM's disks are hashed where they are, and what has not changed since the point must be as it was. Needs an agent, and the point's checkpoint in the engine.
+    With --live the VM's disks are hashed where they are, and what has not changed since the point must be as it was.
+    Needs an agent, and the point's checkpoint in the engine.
 
     With --boot nothing is read beforehand: the point is served to an isolated QEMU, and is good when the text comes.
     Exit code 11 when it does not come.

@@ -19,6 +19,7 @@ import click
 
 from blockferry import __version__, errors
 from blockferry.cli import agent, backup, compare, output, points, repository, restore, serve
+from blockferry_agent import malloc
 
 LOG_VARIABLE = "BLOCKFERRY_LOG"
 
@@ -65,6 +66,7 @@ def main() -> NoReturn:
     """Run the program and exit."""
     level = logging.getLevelNamesMapping().get(os.environ.get(LOG_VARIABLE, "").upper(), logging.WARNING)
     logging.basicConfig(level=level, stream=sys.stderr, format="blockferry: %(levelname)s: %(message)s")
+    malloc.keep_small()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     sys.exit(_run())
