@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
 import socket
 import struct
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from blockferry.jobs.serve import Served, TcpPort, UnixSocket
 from blockferry.repository import Manifest, Repository
 from blockferry_agent import nbd
 from blockferry_agent.nbd import Address
-from blockferry_agent.units import KiB, MiB
+from blockferry_agent.units import GiB, KiB, MiB
 from tests.unit import repository_images
 
 _random = random.Random(5)
@@ -230,3 +233,49 @@ def test_a_socket_that_is_in_use_is_not_taken(served: Served, repository: Reposi
         serve.serving(repository, point, [], UnixSocket(Path(socket_of(served))), None, MiB, 0),
     ):
         pass
+
+
+def test_the_first_bytes_of_a_huge_disk_come_at_once(tmp_path: Path) -> None:
+    """8 TiB with data in a few places: nothing of it is walked before it is asked for."""
+    own = Repository.init(str(tmp_path / "huge"))
+    size, content = 8 * 1024 * GiB, b"\x07" * MiB
+    blocks = (
+        block
+        for start in range(0, size, 512 * GiB)
+        for block in (
+            repository_images.data(start, content),
+            repository_images.zero(start + MiB, 512 * GiB - MiB),
+        )
+    )
+    point = repository_images.back_up(own, blocks, size)
+    begin = time.monotonic()
+    with serve.serving(own, point, [], UnixSocket(None), None, MiB, 0) as (only,), nbd_client(only) as handle:
+        buffer = memoryview(bytearray(4096))
+        handle.readinto(size - 512 * GiB, buffer)
+    assert bytes(buffer) == content[:4096]
+    assert time.monotonic() - begin < 1
+
+
+def test_the_command_says_where_and_ends_well_with_ctrl_c(
+    repository: Repository, point: Manifest, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").touch()
+    configuration = tmp_path / "config.toml"
+    configuration.write_text(
+        f'[engine]\nurl = "https://engine.example/ovirt-engine/api"\nusername = "admin@internal"\n'
+        f'ca_file = "{tmp_path / "ca.pem"}"\n[repository]\nurl = "{repository.url}"\n'
+    )
+    command: list[str | Path] = [Path(sys.executable).with_name("blockferry"), "--config", configuration]
+    path = tmp_path / "nbd.sock"
+    with subprocess.Popen([*command, "serve", "web", "--socket", path, "--json"], stdout=subprocess.PIPE) as program:
+        try:
+            assert program.stdout is not None
+            (only,) = json.loads(program.stdout.readline())
+            assert only["size"] == SIZE
+            assert run("nbdinfo", "--size", only["uri"]).strip() == str(SIZE)
+            assert path.stat().st_mode & 0o777 == 0o600
+            program.send_signal(signal.SIGINT)
+            assert program.wait(timeout=10) == 0
+        finally:
+            program.kill()
+    assert not path.exists()

@@ -6,7 +6,8 @@ import contextlib
 import json
 import re
 import shlex
-import threading
+import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def serve(
             _show(exports)
         # Ctrl-C is how this ends well.
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            _wait()
 
 
 def _place(path: Path | None, listen: str | None, tls_directory: Path | None, clear_text: bool) -> UnixSocket | TcpPort:
@@ -113,3 +114,19 @@ def _show(exports: Sequence[Served]) -> None:
     )
     output.line(f"Try: nbdinfo {shlex.quote(exports[0].uri)}")
     output.line("Serving until Ctrl-C.")
+
+
+def _wait() -> None:
+    """
+    Wait for a signal, which raises KeyboardInterrupt.
+
+    Not by a lock: the system may give the signal to a thread that serves, and we would sleep on.
+    """
+    woken, wake = socket.socketpair()
+    with woken, wake:
+        wake.setblocking(False)
+        before = signal.set_wakeup_fd(wake.fileno())
+        try:
+            woken.recv(1)
+        finally:
+            signal.set_wakeup_fd(before)
