@@ -71,7 +71,8 @@ def disks(host: Host) -> Iterator[list[Address]]:
         for number in range(DISKS):
             raw = host.directory / f"disk{number}.raw"
             raw.write_bytes(random.Random(number).randbytes(SIZE))
-            served.append(servers.enter_context(nbd_servers.qemu_nbd(raw, host.directory, format="raw")))
+            # Each client has a ticket of its own for them, so the agent does not see that they are the same disks.
+            served.append(servers.enter_context(nbd_servers.qemu_nbd(raw, host.directory, "--shared=64", format="raw")))
         yield served
 
 

@@ -25,6 +25,7 @@ from blockferry.transport.ssh import SshTransport, TunnelledAgent
 from blockferry.transport.tunnel import Tunnel, Way
 from blockferry_agent.blocks import ReadRequest
 from blockferry_agent.units import MiB
+from blockferry_proto import PROTOCOL
 from tests.component import nbd_servers
 from tests.component.agent_host import Host
 from tests.component.sshd import Sshd
@@ -117,7 +118,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_agent_answers_and_nothing_stays(way: Way) -> None:
     with contextlib.closing(TunnelledAgent(way)) as agent:
-        assert agent.describe().protocol == grpc_agent.PROTOCOL
+        assert agent.describe().protocol == PROTOCOL
         [ssh] = naming(way.socket)
     assert naming(way.socket) == []
     assert not Path(f"/proc/{ssh}").exists()
@@ -148,7 +149,7 @@ def test_jump_host(through: Way, jump: Sshd) -> None:
     log = jump.directory / "sshd.log"
     before = log.read_text().count("Accepted publickey")
     with contextlib.closing(TunnelledAgent(through)) as agent:
-        assert agent.describe().protocol == grpc_agent.PROTOCOL
+        assert agent.describe().protocol == PROTOCOL
     assert log.read_text().count("Accepted publickey") == before + 1
     assert naming(str(through.config_file)) == []
 
@@ -185,7 +186,7 @@ def test_tunnel_outlives_the_thread_that_made_it(way: Way) -> None:
     with ThreadPoolExecutor(1) as pool:
         agent = pool.submit(TunnelledAgent, way).result()
     with contextlib.closing(agent):
-        assert agent.describe().protocol == grpc_agent.PROTOCOL
+        assert agent.describe().protocol == PROTOCOL
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ ForwardAgent yes
 LogLevel QUIET
 """)
     with contextlib.closing(TunnelledAgent(way._replace(config_file=config))) as agent:
-        assert agent.describe().protocol == grpc_agent.PROTOCOL
+        assert agent.describe().protocol == PROTOCOL
         assert [path.name for path in tmp_path.iterdir()] == ["ssh_config"]
 
 
