@@ -36,7 +36,7 @@ def test_a_point_boots_and_says_what_is_expected(repository: Repository) -> None
 
 
 def test_a_guest_that_says_something_else_is_not_alive(repository: Repository) -> None:
-    result = boot(repository, repository_images.full(repository, BOOTABLE), "login:", 4)
+    result = boot(repository, repository_images.full(repository, BOOTABLE), "login:", 8)
     assert not result.alive
     assert any("The old files are here." in line for line in result.console)
 

@@ -33,6 +33,8 @@ _AHEAD = 4 * MiB
 """A guest that boots reads here and there."""
 _KEPT = 64 * KiB
 """Bytes of the console that are searched and told: its end."""
+_LOOK_UP = 0.5
+"""Seconds."""
 _LINES = 20
 """Lines of the console that are told."""
 
@@ -135,8 +137,12 @@ def _wait(console: IO[bytes], expect: str, deadline: float) -> str:
     poll = select.poll()
     poll.register(console, select.POLLIN)
     while expect not in seen.decode(errors="replace"):
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        left = deadline - time.monotonic()
+        if left <= 0:
             break
+        # Now and then we look up: Ctrl-C may have been given to a thread that serves, which does not wake us.
+        if not poll.poll(min(left, _LOOK_UP) * 1000):
+            continue
         data = os.read(console.fileno(), _KEPT)
         if not data:
             break
