@@ -99,8 +99,12 @@ class Systemd:
         found = self._file.exists()
         if found:
             commands.run("systemctl", "disable", "--now", "--quiet", unit.SERVICE)
+        for name in (unit.SERVICE, unit.TRIAL):
+            # One may run without its file: that was deleted by hand, or a deployment was killed.
+            commands.call("systemctl", "stop", name)
+        enabled = UNITS / "multi-user.target.wants" / self._file.name
         drop_ins = [place / f"{unit.SERVICE}.service.d" for place in (UNITS, TRIAL_UNITS)]
-        for path in (self._file, TRIAL_UNITS / f"{unit.TRIAL}.service", *drop_ins):
+        for path in (self._file, enabled, TRIAL_UNITS / f"{unit.TRIAL}.service", *drop_ins):
             directory.delete(path)
         commands.run("systemctl", "daemon-reload")
         for name in (unit.SERVICE, unit.TRIAL):
