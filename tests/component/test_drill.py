@@ -16,8 +16,8 @@ from tests.unit import repository_images
 SENTENCE = b"The old files are here.\r\n"
 
 # xor ax,ax; mov ds,ax; mov si,text; mov dx,0x3f8; cld; next: lodsb; test al,al; jz end; out dx,al; jmp next;
-# end: hlt; jmp end; text:
-CODE = bytes.fromhex("31c0 8ed8 be167c baf803 fc ac 84c0 7403 ee ebf8 f4 ebfd")
+# end: mov al,0xfe; out 0x64,al (reset, which ends QEMU); here: jmp here; text:
+CODE = bytes.fromhex("31c0 8ed8 be197c baf803 fc ac 84c0 7403 ee ebf8 b0fe e664 ebfe")
 BOOTABLE = (CODE + SENTENCE).ljust(510, b"\0") + b"\x55\xaa" + bytes(4 * MiB - 512)
 
 
@@ -36,7 +36,7 @@ def test_a_point_boots_and_says_what_is_expected(repository: Repository) -> None
 
 
 def test_a_guest_that_says_something_else_is_not_alive(repository: Repository) -> None:
-    result = boot(repository, repository_images.full(repository, BOOTABLE), "login:", 8)
+    result = boot(repository, repository_images.full(repository, BOOTABLE), "login:", 60)
     assert not result.alive
     assert any("The old files are here." in line for line in result.console)
 
