@@ -106,6 +106,7 @@ def needless() -> dict[str, str]:
         "packets": tried(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()),
         "raw sockets": tried(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()),
         "settings of the network": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()),
+        "the system's bus": tried(lambda: connect("/run/dbus/system_bus_socket")),
         "libvirt": tried(lambda: connect("/run/libvirt/libvirt-sock")),
     }
 

@@ -53,7 +53,7 @@ SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
 SystemCallErrorNumber=EPERM
-InaccessiblePaths=-/run/libvirt
+InaccessiblePaths=-/run/libvirt -/run/dbus
 UMask=0077
 """
 
