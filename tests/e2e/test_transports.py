@@ -81,7 +81,7 @@ def test_host_without_an_open_port(
 ) -> None:
     configure(operator, r"port = \d+", "port = 0")
     [deployed] = operator.do("agent", "deploy", lab.host.name)
-    assert (deployed["port"], deployed["problem"]) == (0, None)
+    assert (deployed["agent"]["port"], deployed["agent"]["problem"]) == (0, None)
     given = json.loads((lab.host.directory / "agent" / "current" / "agent.json").read_text())
     assert [address.split(":")[0] for address in given["listen"]] == ["unix"]
     status = operator.run("agent", "status")

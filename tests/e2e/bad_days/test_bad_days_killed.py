@@ -136,8 +136,8 @@ def test_configuration_that_cannot_be_used(scene: Scene, tmp_path: Path) -> None
     (tmp_path / "empty").touch()
     below_a_file = str(tmp_path / "file" / "below")
     days: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"engine": {"password_file": below_a_file}}, f"password file {below_a_file} .* cannot be read"),
-        ({"engine": {"password_file": str(tmp_path / "empty")}}, "password file .* is empty"),
+        ({"engine": {"password_file": below_a_file}}, f"file {below_a_file} .engine.password_file. cannot be read"),
+        ({"engine": {"password_file": str(tmp_path / "empty")}}, "file .* .engine.password_file. is empty"),
         ({"engine": {"password_file": None}}, "no password.*Set engine.password_file"),
         ({"engine": {"ca_file": str(tmp_path / "file")}}, f"CA certificate {tmp_path}/file cannot be used.*Fetch it"),
         ({"engine": {"url": "http://localhost/ovirt-engine/api"}}, "not https"),

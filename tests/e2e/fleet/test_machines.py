@@ -120,7 +120,7 @@ def test_nothing_passes_a_link_that_is_cut(new: Machine) -> None:
         assert not connects(new, new.ssh_port)
     finally:
         new.join_link()
-    assert connects(new, new.ssh_port)
+    processes.wait_for("the link", lambda: connects(new, new.ssh_port))
 
 
 def test_limited_link_is_as_slow_as_it_is_told_both_ways(new: Machine) -> None:
