@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -112,6 +113,39 @@ def test_cache_that_cannot_be_written(cache: Path, in_the_way: str) -> None:
     (cache / in_the_way).write_text("a file")
     with pytest.raises(errors.DeployError, match=f"{cache}/{in_the_way}.* cannot be written: .*file system is full"):
         bundle.build(cache, HERE)
+
+
+def test_nothing_is_fetched_when_that_was_said(tmp_path: Path) -> None:
+    with pytest.raises(errors.DeployError, match=f"The cache has no grpcio==.* for {EL8}") as caught:
+        bundle.Bundles(tmp_path, offline=True).bundle(EL8)
+    assert f"agent bundle {EL8}" in caught.value.hint
+    assert str(tmp_path / "wheels" / str(EL8)) in caught.value.hint
+
+
+def test_a_cache_that_was_carried_over_is_enough(cache: Path, tmp_path: Path) -> None:
+    carried = shutil.copytree(cache, tmp_path / "carried")
+    assert bundle.Bundles(carried, offline=True).bundle(HERE) == bundle.build(cache, HERE)
+
+
+def test_many_hosts_of_a_kind_share_one_bundle(cache: Path) -> None:
+    bundles = bundle.Bundles(cache)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(bundles.bundle, [HERE] * 20))
+    assert all(one is made[0] for one in made)
+    assert len(list((cache / "bundles").iterdir())) == 1
+
+
+@pytest.mark.parametrize("text", ["cp39-x86_64-glibc2.34", "py39-x86_64-glibc2.34", "cp313-aarch64-glibc2.41"])
+def test_kinds_are_called_as_they_are_written(text: str) -> None:
+    assert str(Kind.parse(text)) == text.replace("py", "cp")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cp38-x86_64-glibc2.34", "cp39-x86_64", "cp39-vax-glibc2.34", "cp39-x86_64-musl1.2"]
+)
+def test_what_is_no_kind_of_host(text: str) -> None:
+    with pytest.raises(errors.DeployError, match="is no kind of host"):
+        Kind.parse(text)
 
 
 def test_archive_depends_on_content_only() -> None:

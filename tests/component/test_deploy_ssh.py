@@ -1,5 +1,6 @@
 """The way to a host, against a real sshd."""
 
+import getpass
 import socket
 import subprocess
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockferry import errors
-from blockferry.deploy import hostkey, ssh
+from blockferry.deploy import hostkey, ssh, sshconfig
 from tests.component.sshd import KEY_TYPES, Sshd
 
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGB7h1hYvP4dZ7Y0pQDmkzC9QNpNQm6PZ6C9cO0o7p3M"
@@ -216,3 +217,37 @@ def test_closed_connection(connection: ssh.Connection) -> None:
     connection.close()
     with pytest.raises(errors.DeployError, match=f"connection to {connection.where} failed"):
         connection.run(["true"])
+
+
+# Another way there, and strangers.
+
+
+def test_through_a_jump_host(sshd: Sshd, tmp_path: Path) -> None:
+    with Sshd(tmp_path / "jump", key_types=("ed25519",)) as jump:
+        known = tmp_path / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{jump.port} {jump.host_keys['ed25519']}\n")
+        config = tmp_path / "config"
+        config.write_text(
+            f"Host jump\n HostName 127.0.0.1\n Port {jump.port}\n IdentityFile {jump.client_key}\n"
+            f" UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
+            f"Host 127.0.0.1\n ProxyJump jump\n"
+        )
+        place = sshconfig.look_up("127.0.0.1", sshd.port, getpass.getuser(), config)
+        assert place.proxy
+        with ssh.connect(sshd.login(proxy=place.proxy)) as connection:
+            assert connection.run(["echo", "there"]) == "there\n"
+            assert connection.peer == "127.0.0.1"
+
+
+def test_jump_host_that_is_not_there(sshd: Sshd) -> None:
+    with pytest.raises(errors.DeployError, match=r"127\.0\.0\.1"):
+        ssh.connect(sshd.login(proxy=("sh", "-c", "exit 255"), timeout=5.0))
+
+
+def test_a_key_that_nobody_knows_is_believed_only_when_that_is_asked_for(sshd: Sshd) -> None:
+    with pytest.raises(errors.DeployError, match="No SSH host key is known") as caught:
+        ssh.connect(sshd.login(pins=()))
+    assert "--trust-new-host-key" in caught.value.hint
+    with ssh.connect(sshd.login(pins=(), trust_new=True)) as connection:
+        assert connection.first_met
+        assert connection.fingerprint == fingerprint(sshd, connection.host_key.split()[0].removeprefix("ssh-"))
