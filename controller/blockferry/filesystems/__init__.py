@@ -1,1 +1,0 @@
-"""Single files out of a disk, without mounting it."""
