@@ -66,3 +66,55 @@ def test_remove_clears_up_after_half_a_deployment(fleet: Fleet, operator: Operat
     left = "find /opt /run /etc/systemd -name 'blockferry-agent*'"
     assert machine.run("sh", "-c", left) == ""
     assert "blockferry-agent" not in machine.run("cat", "/etc/passwd", "/etc/group")
+
+
+def test_groups_and_units_that_are_spoilt_are_repaired_by_the_same_command(fleet: Fleet, operator: Operator) -> None:
+    host, machine = fleet.hosts[1], fleet.machines[1]
+    operator.do("agent", "deploy", host.name)
+    for spoil, mend in (
+        ("groupmod --new-name away ovirtimg", "groupmod --new-name ovirtimg away"),
+        ("sed -i 's/^ExecStart=.*/ExecStart=nowhere/' /etc/systemd/system/blockferry-agent.service", "true"),
+        ("mv /opt/blockferry-agent/bundles /opt/blockferry-agent/gone", "true"),
+    ):
+        machine.run("sh", "-c", f"{spoil}; systemctl daemon-reload; systemctl restart blockferry-agent || true")
+        processes.wait_for("an agent that does not serve", lambda: state(operator, host.name) != "SERVING", 15)
+        machine.run("sh", "-c", mend)
+        operator.do("agent", "deploy", host.name)
+        assert state(operator, host.name) == "SERVING", spoil
+    operator.do("agent", "remove", host.name)
+    assert machine.run("sh", "-c", "find /opt /run /etc/systemd -name 'blockferry-agent*'") == ""
+
+
+def test_two_deployments_at_once_end_with_one_agent(fleet: Fleet, operator: Operator) -> None:
+    host, machine = fleet.hosts[0], fleet.machines[0]
+    deploying = [operator.start("agent", "deploy", host.name) for _ in range(2)]
+    ended = [(process.communicate(timeout=120), process.returncode) for process in deploying]
+    codes = sorted(code for _, code in ended)
+    # The one that comes second is told so, or finds the very agent that it was to bring.
+    assert codes in ([0, 0], [0, 6]), ended
+    assert state(operator, host.name) == "SERVING"
+    agents = machine.run("sh", "-c", "pgrep -u blockferry-agent -f agent.json").split()
+    assert len(agents) == 1
+
+
+def test_power_lost_in_the_middle_of_an_upgrade(fleet: Fleet, operator: Operator) -> None:
+    host, machine, vm = fleet.hosts[1], fleet.machines[1], fleet.vms[1]
+    operator.do("agent", "deploy", host.name)
+    with operator.config.open("a") as file:
+        file.write("max_reads = 3\n")  # what makes it another release
+    upgrading = operator.start("agent", "upgrade", host.name)
+    try:
+        processes.wait_for("the installer", lambda: has_installer(machine), 30)
+        time.sleep(0.6)  # it tries the new one out by now
+        machine.lose_power()
+    finally:
+        machine.start()
+        upgrading.communicate(timeout=120)
+    assert upgrading.returncode == 10
+    machine.wait()
+    host.wait()
+    vm.start()
+    # Whichever it is, one agent serves without anybody's help; the same command brings the new one.
+    processes.wait_for("an agent", lambda: state(operator, host.name) == "SERVING", 30)
+    operator.do("agent", "upgrade", host.name)
+    assert '"max_reads": 3' in machine.run("cat", "/opt/blockferry-agent/current/agent.json")
