@@ -26,7 +26,7 @@ from tests.component.agent_host import Host
 from tests.component.sshd import Sshd
 from tests.lab import processes
 
-_WORDS = [f"{number:x}".encode() * 3 for number in range(0, 4000, 7)]
+WORDS = [f"{number:x}".encode() * 3 for number in range(0, 4000, 7)]
 
 
 def random_data(path: Path, size: int) -> None:
@@ -40,7 +40,7 @@ def compressible_data(path: Path, size: int) -> None:
     chance = random.Random(1)
     with path.open("wb") as file:
         for _ in range(size // MiB):
-            text = b" ".join(chance.choices(_WORDS, k=MiB // 6))
+            text = b" ".join(chance.choices(WORDS, k=MiB // 6))
             file.write((text * 2)[:MiB])
 
 
