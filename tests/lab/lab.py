@@ -53,12 +53,14 @@ class NewDisk:
     A disk of a VM to be made.
 
     size: bytes, a multiple of 512.  ext4: with a file system on it, which the guest mounts; else empty.
+    content: a raw file that it begins as, in place of both.
     """
 
     size: int
     format: Format = "qcow2"
     bus: Bus = "virtio"
     ext4: bool = True
+    content: Path | None = None
 
 
 # The second one's size is a multiple of neither the window (1 MiB) nor the bitmap's grain (64 KiB).
@@ -214,7 +216,9 @@ class Lab:
         for disk in disks:
             disk_id = str(uuid.uuid4())
             path = self.host.volume_path(disk_id, str(uuid.uuid4()))
-            if disk.ext4:
+            if disk.content is not None:
+                storage.create_from(path, disk.format, disk.size, disk.content)
+            elif disk.ext4:
                 storage.create_ext4(path, disk.format, disk.size)
             else:
                 storage.create(path, disk.format, disk.size)

@@ -72,6 +72,12 @@ def create_ext4(path: Path, format: Format, size: int) -> None:
             raw.unlink()
 
 
+def create_from(path: Path, format: Format, size: int, raw: Path) -> None:
+    """Create a volume that begins with the content of a raw file.  size: bytes, at least the file's."""
+    create(path, format, size)
+    _qemu_img("convert", "-n", "-f", "raw", "-O", format, raw, path)
+
+
 def remove(path: Path) -> None:
     """Remove a volume; a missing one is ignored."""
     path.unlink(missing_ok=True)

@@ -40,6 +40,10 @@ _LINES = 20
 
 _PROGRAMS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
 """QEMU, as Debian and as Enterprise Linux call it."""
+_ACCELERATORS = (("-accel", "kvm", "-accel", "tcg"), ("-accel", "tcg"))
+"""Without KVM, QEMU goes on by itself; where KVM is there and cannot run a guest, as in some VMs, we begin again."""
+_KVM_FAILED = "KVM internal error"
+"""What QEMU says then, and stands still."""
 _DEVICES = {"virtio": "virtio-blk-pci", "virtio_scsi": "scsi-hd", "sata": "ide-hd", "ide": "ide-hd"}
 """What oVirt's interfaces are in QEMU."""
 _OTHER_DEVICE = "virtio-blk-pci"
@@ -84,8 +88,12 @@ def run(
         with serve.serving(repository, point, disks, place, Path(name), _CACHE, _AHEAD) as served:
             progress.step(f"booting {point.vm.name} as of {point.created:%Y-%m-%d %H:%M:%S} UTC")
             start = time.monotonic()
-            with _console([program, *_options(point, served, place, memory)]) as console:
-                text = _wait(console, expect, start + timeout)
+            for accelerators in _ACCELERATORS:
+                with _console([program, *accelerators, *_options(point, served, place, memory)]) as console:
+                    text = _wait(console, expect, start + timeout)
+                if _KVM_FAILED not in text:
+                    break
+                progress.step("KVM fails on this machine: booting again without it, which is slower")
             return Drill(
                 point_id=point.id,
                 alive=expect in text,
@@ -97,7 +105,7 @@ def run(
 def _options(point: Manifest, disks: Sequence[Served], place: UnixSocket, memory: int) -> Iterator[str]:
     """Generate QEMU's options: a machine with these disks, a serial console on standard output, and nothing else."""
     yield from ("-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot")
-    yield from ("-machine", "q35", "-accel", "kvm", "-accel", "tcg", "-m", f"{memory // MiB}M")
+    yield from ("-machine", "q35", "-m", f"{memory // MiB}M")
     yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
     yield from ("-serial", "stdio", "-device", "virtio-scsi-pci")
     for number, disk in enumerate(disks):
@@ -136,7 +144,7 @@ def _wait(console: IO[bytes], expect: str, deadline: float) -> str:
     seen = b""
     poll = select.poll()
     poll.register(console, select.POLLIN)
-    while expect not in seen.decode(errors="replace"):
+    while expect not in (text := seen.decode(errors="replace")) and _KVM_FAILED not in text:
         left = deadline - time.monotonic()
         if left <= 0:
             break
