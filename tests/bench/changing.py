@@ -14,7 +14,9 @@ from typing import Final
 
 from blockferry.repository.index import Range
 from blockferry_agent.units import KiB, MiB
-from tests.bench import stage
+
+WORDS: Final = tuple(f"{number:x}".encode() * 3 for number in range(0, 4000, 7))
+"""Of which text is made that compresses well."""
 
 GRAIN: Final = 64 * KiB
 CHANGED: Final = 0.05
@@ -64,7 +66,7 @@ class ChangingImage:
 
     def _write(self) -> None:
         chance = random.Random(0)
-        text = b" ".join(chance.choices(stage.WORDS, k=_PIECE * _PIECES // 6))
+        text = b" ".join(chance.choices(WORDS, k=_PIECE * _PIECES // 6))
         pieces = [text[start : start + _PIECE] for start in range(0, len(text) - _PIECE, _PIECE)]
         with self.path.open("wb") as file:
             for number in range(self.size // MiB):

@@ -20,13 +20,12 @@ from blockferry.transport.netcat import NetcatTransport
 from blockferry.transport.ssh import SshTransport
 from blockferry_agent.nbd import Address
 from blockferry_agent.units import KiB, MiB
+from tests.bench.changing import WORDS
 from tests.bench.race import Unavailable
 from tests.component import nbd_servers
 from tests.component.agent_host import Host
 from tests.component.sshd import Sshd
 from tests.lab import processes
-
-WORDS = [f"{number:x}".encode() * 3 for number in range(0, 4000, 7)]
 
 
 def random_data(path: Path, size: int) -> None:
