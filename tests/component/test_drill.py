@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
 
 from blockferry import errors
-from blockferry.jobs import drill
+from blockferry.jobs import drill, firmware
+from blockferry.jobs.drill import Signs, Terms
 from blockferry.jobs.progress import Silent
 from blockferry.repository import Manifest, Repository
 from blockferry_agent.units import MiB
@@ -26,22 +28,53 @@ def repository(tmp_path: Path) -> Repository:
     return Repository.init(str(tmp_path / "repository"))
 
 
-def boot(repository: Repository, point: Manifest, expect: str, timeout: float) -> drill.Drill:
-    return drill.run(repository, point, [], expect, timeout, 64 * MiB, Silent())
+def boot(repository: Repository, point: Manifest, signs: Signs, log: Path, timeout: float = 60) -> drill.Drill:
+    return drill.run(repository, point, [], signs, Terms(timeout, 64 * MiB, log), Silent())
 
 
-def test_a_point_boots_and_says_what_is_expected(repository: Repository) -> None:
-    result = boot(repository, repository_images.full(repository, BOOTABLE), "The old files are here.", 60)
+def test_a_point_boots_and_says_what_is_expected(repository: Repository, tmp_path: Path) -> None:
+    log = tmp_path / "drills" / "log"
+    result = boot(repository, repository_images.full(repository, BOOTABLE), Signs("The old files are here."), log)
     assert result.alive
+    assert (result.firmware, result.log) == ("bios", str(log))
+    assert SENTENCE.strip() in log.read_bytes()
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_guest_that_says_something_else_is_not_alive(repository: Repository) -> None:
-    result = boot(repository, repository_images.full(repository, BOOTABLE), "login:", 60)
+def test_a_guest_that_says_something_else_is_not_alive(repository: Repository, tmp_path: Path) -> None:
+    point = repository_images.full(repository, BOOTABLE)
+    result = boot(repository, point, Signs("login:"), tmp_path / "log")
     assert not result.alive
+    assert result.missing == ("'login:' on the console",)
     assert any("The old files are here." in line for line in result.console)
 
 
-def test_without_qemu_it_is_told_what_to_install(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_without_an_agent_gives_one_sign_of_two(repository: Repository, tmp_path: Path) -> None:
+    point = repository_images.full(repository, BOOTABLE)
+    result = boot(repository, point, Signs("The old files are here.", agent=True), tmp_path / "log")
+    assert not result.alive
+    assert result.missing == ("an answer of the guest agent",)
+
+
+def test_a_vm_that_boots_by_uefi_says_so_in_its_configuration(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with repository.new_point(repository_images.VM) as draft:
+        writer = draft.disk(repository_images.DISK, 1 * MiB, "full", None)
+        writer.write(repository_images.zero(0, 1 * MiB))
+        repository_images.finish(writer)
+        draft.ovf("<Envelope><Content><BiosType>3</BiosType></Content></Envelope>")
+        point = draft.commit(
+            mode="live", backup_id=str(uuid.uuid4()), checkpoint_id=str(uuid.uuid4()), parent=None, seconds=1
+        )
+    monkeypatch.setattr(firmware, "DESCRIPTIONS", tmp_path)
+    with pytest.raises(errors.RestoreError, match="boots by UEFI"):
+        boot(repository, point, Signs("login:"), tmp_path / "log")
+
+
+def test_without_qemu_it_is_told_what_to_install(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(errors.RestoreError, match="needs QEMU"):
-        boot(repository, repository_images.full(repository, BOOTABLE), "login:", 4)
+        boot(repository, repository_images.full(repository, BOOTABLE), Signs("login:"), tmp_path / "log")

@@ -48,6 +48,11 @@ def test_storage_domains_are_those_of_the_disks_that_name_one() -> None:
     assert configuration.storage_domains("") == {}
 
 
+def test_disks_are_in_the_order_of_the_configuration() -> None:
+    assert configuration.disk_order(OVF) == [ONE, TWO]
+    assert configuration.disk_order("") == []
+
+
 def test_disks_get_their_new_ids_and_the_others_are_left_out() -> None:
     changed = configuration.with_disks(OVF, {ONE: NEW})
     assert ONE not in changed

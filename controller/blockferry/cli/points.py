@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from blockferry import errors
+from blockferry.cli import drill as drill_cli
 from blockferry.cli import output
+from blockferry.cli.drill import drill_options
 from blockferry.cli.settings import Settings, common_options
-from blockferry.jobs import catalog, drift, drill
+from blockferry.jobs import catalog, drift
 from blockferry.jobs import verify as verify_job
 from blockferry.repository import Manifest
-from blockferry_agent.units import MiB
 
 POINT_HELP = "POINT is a recovery point's id, the first characters of one, or `latest`."
 
@@ -48,24 +49,14 @@ def show(settings: Settings, vm: str, point: str) -> None:
     is_flag=True,
     help="Compare POINT (default: latest) with the VM's disks, on the host: what differs there, and has not changed?",
 )
-@click.option("--boot", is_flag=True, help="Boot POINT (default: latest) of VM in QEMU here, without network.")
-@click.option("--expect", metavar="TEXT", help="With --boot: the sign of life, a text on the serial console.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=1), default=300, show_default=True, metavar="SECONDS", help="With --boot."
-)
-@click.option(
-    "--memory", type=click.IntRange(min=64), default=1024, show_default=True, metavar="MIB", help="With --boot."
-)
+@drill_options
 @common_options
 def verify(
     settings: Settings,
     vm: str | None,
     point: str | None,
     live: bool,
-    boot: bool,
-    expect: str | None,
-    timeout: float,
-    memory: int,
+    drill: drill_cli.Options | None,
 ) -> None:
     """
     Read every chunk of recovery points and check it against its name.
@@ -75,19 +66,19 @@ def verify(
     With --live the VM's disks are hashed where they are, and what has not changed since the point must be as it was.
     Needs an agent, and the point's checkpoint in the engine.
 
-    With --boot nothing is read beforehand: the point is served to an isolated QEMU, and is good when the text comes.
-    Exit code 11 when it does not come.
+    With --boot nothing is read beforehand: the point is served to an isolated QEMU, and is good when it gives the signs
+    of life that are asked for. Exit code 11 when they do not come.
     """
-    if boot != (expect is not None) or (boot and vm is None):
-        raise click.UsageError("--boot needs VM and --expect, and --expect belongs to --boot.")
     repository = settings.site().repository()
     if live:
-        if vm is None or boot:
+        if vm is None or drill is not None:
             raise click.UsageError("--live needs VM, and does not go with --boot.")
         _look_at_the_vm(settings, catalog.point(repository, vm, point or catalog.LATEST))
         return
-    if vm is not None and expect is not None:
-        _boot(settings, catalog.point(repository, vm, point or catalog.LATEST), expect, timeout, memory)
+    if drill is not None:
+        if vm is None:
+            raise click.UsageError("--boot needs VM.")
+        drill_cli.boot(settings, catalog.point(repository, vm, point or catalog.LATEST), drill)
         return
     if vm is None:
         points = catalog.points(repository, None)
@@ -133,23 +124,5 @@ def _look_at_the_vm(settings: Settings, point: Manifest) -> None:
                 f"{output.size(found.total)} of VM {found.vm_name} are not what recovery point {found.point_id} has.",
                 "Run `blockferry backup VM --full`, which reads everything and stores what differs; and look for what "
                 "wrote to the disks past the VM, or for storage that fails.",
-            )
-        )
-
-
-def _boot(settings: Settings, point: Manifest, expect: str, timeout: float, memory: int) -> None:
-    with settings.progress() as progress:
-        result = drill.run(settings.site().repository(), point, [], expect, timeout, memory * MiB, progress)
-    if settings.machine:
-        output.as_json(result)
-    elif result.alive:
-        output.line(f"Recovery point {point.id} of VM {point.vm.name} lives, after {result.seconds:.1f} s.")
-    if not result.alive:
-        for said in result.console:
-            output.note(said)
-        output.failed(
-            errors.RestoreError(
-                f"Recovery point {point.id} did not say '{expect}' within {result.seconds:.0f} s.",
-                "See above what it said last; give it more --timeout or --memory, or try an older point.",
             )
         )

@@ -43,6 +43,13 @@ def storage_domains(ovf: str) -> dict[str, str]:
     return domains
 
 
+def disk_order(ovf: str) -> list[str]:
+    """Return the ids of the disks in the order in which the VM has them."""
+    # Every part names the disk that it belongs to, and each list has the same order; dict keeps the first of each.
+    named = (_DISK.search(part[0]) for part in _PARTS.finditer(ovf))
+    return list(dict.fromkeys(disk[1].lower() for disk in named if disk))
+
+
 def with_disks(ovf: str, ids: Mapping[str, str]) -> str:
     """
     Return the configuration with other disks.

@@ -47,12 +47,16 @@ def sign(lost: Operator, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_point_of_a_destroyed_vm_boots_in_a_drill(lost: Operator, sign: str) -> None:
     """
-    Proves that `verify --boot` boots the guest from its own kernel on the served disk, and that the guest reads its old
-    files there. Twice, and each time it is the first boot: what a drill writes is gone with it.
+    Proves that `verify --boot` boots the guest from its own kernel on the served disk, by BIOS and by UEFI, that the
+    guest reads its old files there, and that its agent answers. Each time it is the first boot: what a drill writes is
+    gone with it.
     """
-    for _ in range(2):
-        drill = lost.do("verify", "db01", "latest", "--boot", "--expect", sign, "--memory", "256")
+    for firmware in ("bios", "uefi"):
+        options = ("--expect", sign, "--guest-agent", "--firmware", firmware, "--memory", "256")
+        drill = lost.do("verify", "db01", "latest", "--boot", *options)
         assert drill["alive"]
+        assert drill["firmware"] == firmware
+        assert sign in Path(drill["log"]).read_text(errors="replace")
 
 
 def test_the_served_point_of_a_destroyed_vm_boots(lost: Operator, sign: str, tmp_path: Path) -> None:
