@@ -4,7 +4,7 @@ Backs up into a repository in a directory, killed before each system call that c
     python -m tests.component.killed_backups DIRECTORY      prints, for each call, what the repository held afterwards
 
 A filter of seccomp stops the backup's threads at the calls that count, and nowhere else; ptrace kills the process there.
-All that uses the repository is done in children: obstore's threads do not live through a fork, so this process must
+All that uses the repository is done in children: threads do not live through a fork, so this process must
 never have any.
 """
 

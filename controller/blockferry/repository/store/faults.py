@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,16 +66,10 @@ def of_a_directory(doing: str) -> Iterator[None]:
     """Turn the errors of a directory into ours. doing: the sentence so far, such as "/x/y cannot be read"."""
     try:
         yield
-    except (FileNotFoundError, obstore_exceptions.NotFoundError):
+    except FileNotFoundError:
         raise errors.NotFound(f"{doing}: it is not there.") from None
-    except (FileExistsError, obstore_exceptions.AlreadyExistsError):
+    except FileExistsError:
         raise errors.Conflict(f"{doing}: it is there already.") from None
-    except obstore_exceptions.BaseError as error:
-        # obstore tells the operating system's error only in its text.
-        text = _first_part(error)
-        found = re.search(r"\(os error (\d+)\)", text)
-        number = int(found[1]) if found else None
-        raise from_errno(number, doing, os.strerror(number) if number else text) from None
     except OSError as error:
         raise from_errno(error.errno, doing, error.strerror or str(error)) from None
 
