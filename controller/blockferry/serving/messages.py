@@ -55,7 +55,7 @@ FUA, NO_HOLE, DF, REQ_ONE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REQUEST_LENGTH = 28
 
 # Errors.
-EPERM, EIO, EINVAL, ENOSPC, ENOTSUP = 1, 5, 22, 28, 95
+EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW = 1, 5, 22, 28, 75
 
 _GREETING = struct.Struct(">8s8sH")
 _OPTION = struct.Struct(">8sII")

@@ -93,7 +93,11 @@ class Overlay:
         with self._writing:
             end = start + len(data)
             self._own_edges(start, end)
-            self._write(start, data)
+            try:
+                self._write(start, data)
+            except OSError:
+                self._drop_rest(start, end)
+                raise
             self._mark(start // GRAIN, -(-end // GRAIN), _WRITTEN)
 
     def zero(self, start: int, length: int) -> None:
@@ -121,6 +125,12 @@ class Overlay:
                 if piece.data is not None:
                     self._write(piece.start, piece.data)
         self._states[grain] = _WRITTEN
+
+    def _drop_rest(self, start: int, end: int) -> None:
+        """Empty the grains of a range that did not become written: who owns one later counts on that."""
+        for run in self._runs(start, end - start):
+            if run.state != _WRITTEN:
+                self._punch(run.start, run.length)
 
     def _mark(self, first: int, last: int, state: int) -> None:
         if first < last:

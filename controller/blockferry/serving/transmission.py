@@ -3,6 +3,9 @@ The second half of a client's connection: requests and their replies.
 
 A few threads share it. Each receives a request, does it, and sends the reply, so that as many are in flight as there
 are threads, replies may come in another order than requests, and a client that asks for more than it reads waits.
+
+Long requests are done in steps, each sent or written before the next one is begun: what a client makes us hold is a few
+MiB, whatever it asks for, and however long it does not take it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import errno
 import itertools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from blockferry import errors
 from blockferry.serving import messages
@@ -24,6 +27,8 @@ from blockferry_agent.units import GiB, MiB
 THREADS = 4
 """Requests of one connection that are worked on at once. Clients that want more open several connections."""
 
+_STEP = 2 * MiB
+"""Bytes of a READ or WRITE that are held at a time."""
 _STATUS_LENGTH = 4 * GiB
 """Bytes that one BLOCK_STATUS looks at."""
 _MAX_EXTENTS = 4096
@@ -77,8 +82,8 @@ class Transmission:
 
     def _work(self) -> None:
         try:
-            while (received := self._next()) is not None:
-                self._answer(*received)
+            while self._serve_one():
+                pass
         except (Gone, Malformed) as error:
             _log.info("A client of %s: %s.", self._export.name, error)
         except Exception:
@@ -88,40 +93,47 @@ class Transmission:
             self._ended = True
             self._stream.hang_up()
 
-    def _next(self) -> tuple[Request, bytearray] | None:
-        """Return the next request with what is to be written, None when there is no more. Raises Gone, Malformed."""
+    def _serve_one(self) -> bool:
+        """Answer the next request; False when there is no more. Raises Gone, Malformed."""
         with self._receiving:
             if self._ended:
-                return None
+                return False
             self._stream.wait()
             request = messages.request(self._stream.receive(messages.REQUEST_LENGTH))
             if request.command == messages.DISCONNECT:
                 self._ended = True
-                return None
-            if request.command != messages.WRITE:
-                return request, bytearray()
-            if request.length > messages.MAX_PAYLOAD:
-                raise Malformed(f"a WRITE of {request.length} bytes")
-            return request, self._stream.receive(request.length)
+                return False
+            # What is to be written comes behind its request, before the next one.
+            error = self._tried(self._write, request) if request.command == messages.WRITE else None
+        if error is None:
+            error = self._tried(self._do, request)
+        if error:
+            self._send([self._failure(request, error)])
+        elif request.command not in (messages.READ, messages.BLOCK_STATUS):
+            done = messages.done if self._structured else messages.simple_reply
+            self._send([done(request.cookie)])
+        return True
 
-    def _answer(self, request: Request, payload: bytearray) -> None:
-        """Raises Gone."""
+    def _tried(self, act: Callable[[Request], None], request: Request) -> int:
+        """Do a request; return the protocol's number of what went wrong, or 0. Raises Gone, Malformed."""
         try:
-            self._check(request)
-            reply = self._do(request, memoryview(payload))
+            act(request)
         except Refused as refusal:
-            reply = [self._failure(request, refusal.number)]
-        except errors.Error as error:
-            _log.error(
-                "%s cannot be read from %d to %d: %s",
-                self._export.name, request.start, request.start + request.length, error,
-            )  # fmt: skip
-            reply = [self._failure(request, messages.EIO)]
-        except OSError as error:
+            return refusal.number
+        except (errors.Error, OSError) as error:
+            return self._told(request, error)
+        return 0
+
+    def _told(self, request: Request, error: errors.Error | OSError) -> int:
+        """Log what went wrong with a checked request, and return its number in the protocol."""
+        if isinstance(error, OSError):
             _log.error("The overlay of %s failed: %s.", self._export.name, error.strerror or error)
-            reply = [self._failure(request, _ERRORS.get(error.errno or 0, messages.EIO))]
-        with self._sending:
-            self._stream.send(reply)
+            return _ERRORS.get(error.errno or 0, messages.EIO)
+        _log.error(
+            "%s cannot be read from %d to %d: %s",
+            self._export.name, request.start, request.start + request.length, error,
+        )  # fmt: skip
+        return messages.EIO
 
     def _check(self, request: Request) -> None:
         """Raises Refused."""
@@ -142,36 +154,78 @@ class Transmission:
             raise Refused(messages.ENOSPC if writes else messages.EINVAL)
         if request.command == messages.READ and request.length > messages.MAX_PAYLOAD:
             raise Refused(messages.EINVAL)
+        if request.flags & messages.DF and request.length > _STEP:
+            raise Refused(messages.EOVERFLOW)
 
-    def _do(self, request: Request, payload: memoryview) -> list[bytes | memoryview]:
+    def _do(self, request: Request) -> None:
         """
-        Do a checked request and return its reply.
+        Do a request that is not WRITE; the replies to READ and BLOCK_STATUS are sent, those to others are not.
 
-        FUA and FLUSH need nothing: what is written is seen by all at once, and is gone with the server anyway.
+        FLUSH needs nothing, nor does FUA: what is written is seen by all at once, and is gone with the server anyway.
 
-        Raises errors.Error, OSError.
+        Raises Refused, Gone, errors.Error, OSError.
         """
-        if request.command == messages.READ:
-            return self._read(request)
-        if request.command == messages.BLOCK_STATUS:
-            return [messages.status(request.cookie, self._status(request))]
-        if request.command == messages.WRITE:
-            self._disk.write(request.start, payload)
+        self._check(request)
+        if request.command == messages.READ and self._structured:
+            self._read(request)
+        elif request.command == messages.READ:
+            self._read_simply(request)
+        elif request.command == messages.BLOCK_STATUS:
+            self._send([messages.status(request.cookie, self._status(request))])
         elif request.command in (messages.TRIM, messages.WRITE_ZEROES):
             self._disk.zero(request.start, request.length)
-        done = messages.done if self._structured else messages.simple_reply
-        return [done(request.cookie)]
 
-    def _read(self, request: Request) -> list[bytes | memoryview]:
-        pieces = self._disk.read(request.start, request.length)
-        if self._structured and not request.flags & messages.DF:
-            return list(_chunks(request.cookie, pieces))
-        head = (
-            messages.data(request.cookie, request.start, request.length, last=True)
-            if self._structured
-            else messages.simple_reply(request.cookie)
-        )
-        return [head, *itertools.chain.from_iterable(map(_content, pieces))]
+    def _write(self, request: Request) -> None:
+        """Take what is to be written, all of it whatever happens, and write it. Raises as `_do`, and Malformed."""
+        if request.length > messages.MAX_PAYLOAD:
+            raise Malformed(f"a WRITE of {request.length} bytes")
+        failed: Refused | errors.Error | OSError | None = None
+        try:
+            self._check(request)
+        except Refused as refusal:
+            failed = refusal
+        for start, length in _steps(request):
+            data = self._stream.receive(length)
+            if failed is None:
+                try:
+                    self._disk.write(start, memoryview(data))
+                except (errors.Error, OSError) as error:
+                    failed = error
+        if failed is not None:
+            raise failed
+
+    def _read(self, request: Request) -> None:
+        """Send a structured reply, whose end may be an error."""
+        if request.flags & messages.DF:
+            pieces = self._disk.read(request.start, request.length)
+            head = messages.data(request.cookie, request.start, request.length, last=True)
+            self._send([head, *itertools.chain.from_iterable(map(_content, pieces))])
+            return
+        end = request.start + request.length
+        for start, length in _steps(request):
+            pieces = self._disk.read(start, length)
+            self._send(_chunks(request.cookie, pieces, last=start + length == end))
+
+    def _read_simply(self, request: Request) -> None:
+        """Send a simple reply. Once it has begun, it knows no error but hanging up, and nothing may come between."""
+        steps = _steps(request)
+        pieces = self._disk.read(*next(steps))
+        with self._sending:
+            self._stream.send(
+                [messages.simple_reply(request.cookie), *itertools.chain.from_iterable(map(_content, pieces))]
+            )
+            for start, length in steps:
+                try:
+                    pieces = self._disk.read(start, length)
+                except (errors.Error, OSError) as error:
+                    self._told(request, error)
+                    raise Gone("it cannot be told of an error in the middle of a reply") from None
+                self._stream.send(itertools.chain.from_iterable(map(_content, pieces)))
+
+    def _send(self, buffers: Iterable[bytes | memoryview]) -> None:
+        """Raises Gone."""
+        with self._sending:
+            self._stream.send(buffers)
 
     def _status(self, request: Request) -> Iterator[tuple[int, int]]:
         """Generate the answer to BLOCK_STATUS: (length in bytes, state)."""
@@ -186,14 +240,23 @@ class Transmission:
         return messages.simple_reply(request.cookie, number)
 
 
-def _chunks(cookie: int, pieces: Sequence[Piece]) -> Iterator[bytes | memoryview]:
-    """Generate a structured reply: zeros are told, not sent."""
+def _steps(request: Request) -> Iterator[tuple[int, int]]:
+    """Generate the steps of a request, (start, length) in bytes, cut where grains and windows are cut, too."""
+    start, end = request.start, request.start + request.length
+    while start < end:
+        cut = min(end, (start // _STEP + 1) * _STEP)
+        yield start, cut - start
+        start = cut
+
+
+def _chunks(cookie: int, pieces: Sequence[Piece], last: bool) -> Iterator[bytes | memoryview]:
+    """Generate a step of a structured reply: zeros are told, not sent. last: the reply ends with it."""
     for piece in pieces:
-        last = piece is pieces[-1]
+        ends = last and piece is pieces[-1]
         if piece.data is None:
-            yield messages.hole(cookie, piece.start, piece.length, last)
+            yield messages.hole(cookie, piece.start, piece.length, ends)
         else:
-            yield messages.data(cookie, piece.start, piece.length, last)
+            yield messages.data(cookie, piece.start, piece.length, ends)
             yield piece.data
 
 
