@@ -33,8 +33,9 @@ def nbdsh(uri: str, script: str) -> None:
     """Run Python with `h`, libnbd's handle; it fails when the script does."""
     # With the system's Python, whose packages have libnbd.
     environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    connected = f"h.set_uri_allow_local_file(True)\nh.connect_uri({uri!r})\n{script}"
     done = subprocess.run(
-        ["nbdsh", "-u", uri, "-c", script], env=environment, capture_output=True, text=True, timeout=30, check=False
+        ["nbdsh", "-c", connected], env=environment, capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stderr
 

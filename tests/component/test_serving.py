@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from blockferry.jobs.serve import Served, TcpPort, UnixSocket
 from blockferry.repository import Manifest, Repository
 from blockferry_agent import nbd
 from blockferry_agent.nbd import Address
-from blockferry_agent.units import GiB, KiB, MiB
+from blockferry_agent.units import KiB, MiB
 from tests.unit import repository_images
 
 _random = random.Random(5)
@@ -81,13 +80,6 @@ def test_zeros_are_told_without_being_fetched(served: Served) -> None:
     assert sum(extent["length"] for extent in extents) == SIZE
 
 
-def test_nbdcopy_and_qemu_img_read_the_disk(served: Served, tmp_path: Path) -> None:
-    run("nbdcopy", served.uri, tmp_path / "copied")
-    assert (tmp_path / "copied").read_bytes() == CONTENT
-    run("qemu-img", "convert", "-O", "raw", served.uri, tmp_path / "converted")
-    assert (tmp_path / "converted").read_bytes()[:SIZE] == CONTENT
-
-
 def test_any_range_reads_as_it_was(served: Served) -> None:
     with nbd_client(served) as handle:
 
@@ -129,26 +121,6 @@ def test_what_is_written_is_read_again_and_the_point_stays(
     expected[12 * MiB :] = b"\x11" * 512
     assert subprocess.run(["nbdcopy", writable.uri, "-"], check=True, capture_output=True).stdout == expected
     assert repository_images.restore(repository, point) == CONTENT
-
-
-def test_a_damaged_chunk_is_an_error_and_never_wrong_bytes(
-    repository: Repository, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    content = random.Random(6).randbytes(3 * MiB)
-    own = Repository.init(str(tmp_path / "damaged"))
-    point = repository_images.full(own, content)
-    (entry,) = own.disk(point, repository_images.DISK).entries(1 * MiB, 512)
-    (chunk,) = (tmp_path / "damaged").rglob(f"{entry.chunk.hex()}*")
-    chunk.chmod(0o600)
-    chunk.write_bytes(chunk.read_bytes()[:-9] + b"otherwise")
-    with serve.serving(own, point, [], UnixSocket(None), None, 8 * MiB, 0) as (served,), nbd_client(served) as handle:
-        buffer = memoryview(bytearray(4096))
-        with pytest.raises(errors.Error):
-            handle.readinto(1 * MiB, buffer)
-    assert entry.chunk.hex() in caplog.text
-    with serve.serving(own, point, [], UnixSocket(None), None, 8 * MiB, 0) as (served,), nbd_client(served) as handle:
-        handle.readinto(0, buffer)
-        assert buffer == content[:4096]
 
 
 def test_tls_takes_clients_of_the_same_authority_only(repository: Repository, point: Manifest, tmp_path: Path) -> None:
@@ -233,27 +205,6 @@ def test_a_socket_that_is_in_use_is_not_taken(served: Served, repository: Reposi
         serve.serving(repository, point, [], UnixSocket(Path(socket_of(served))), None, MiB, 0),
     ):
         pass
-
-
-def test_the_first_bytes_of_a_huge_disk_come_at_once(tmp_path: Path) -> None:
-    """8 TiB with data in a few places: nothing of it is walked before it is asked for."""
-    own = Repository.init(str(tmp_path / "huge"))
-    size, content = 8 * 1024 * GiB, b"\x07" * MiB
-    blocks = (
-        block
-        for start in range(0, size, 512 * GiB)
-        for block in (
-            repository_images.data(start, content),
-            repository_images.zero(start + MiB, 512 * GiB - MiB),
-        )
-    )
-    point = repository_images.back_up(own, blocks, size)
-    begin = time.monotonic()
-    with serve.serving(own, point, [], UnixSocket(None), None, MiB, 0) as (only,), nbd_client(only) as handle:
-        buffer = memoryview(bytearray(4096))
-        handle.readinto(size - 512 * GiB, buffer)
-    assert bytes(buffer) == content[:4096]
-    assert time.monotonic() - begin < 1
 
 
 def test_the_command_says_where_and_ends_well_with_ctrl_c(
