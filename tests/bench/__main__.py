@@ -9,14 +9,17 @@ import os
 import platform
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from blockferry_agent.units import GiB, MiB
-from tests.bench import backup, contenders, race, scale, stage
+from tests.bench import backup, contenders, race, repository, scale, stage
 from tests.bench.paper import Report
 from tests.bench.race import Unavailable
 from tests.lab.lab import Lab
 
-PARTS = (*stage.DATA, "backup", "scale")
+_OF_ALL = "GiB/s of the whole image, whatever has changed or is zeros."
+
+PARTS = (*stage.DATA, "backup", "scale", "repository")
 
 
 def main() -> int:
@@ -42,6 +45,8 @@ def main() -> int:
             _backup(report, kind, size, options.rounds)
     if "scale" in parts:
         _scale(report, options.rounds)
+    if "repository" in parts:
+        _repository(report, size, options.rounds)
     print(f"written to {options.out}")
     return 0
 
@@ -74,6 +79,8 @@ def _versions() -> str:
         "QEMU": stage.version("qemu-nbd", "--version"),
         "libnbd": stage.version("nbdcopy", "--version"),
         "virtnbdbackup": stage.version("virtnbdbackup", "-V"),
+        "restic": stage.version("restic", "version").removeprefix("restic "),
+        "borg": stage.version("borg", "--version").removeprefix("borg "),
         "OpenSSH": stage.version("ssh", "-V"),
     }
     return "; ".join(f"{name} {text}" for name, text in found.items()) + "."
@@ -115,6 +122,36 @@ def _scale(report: Report, rounds: int) -> None:
         "Extents of a disk of 8 TiB whose every other 4 MiB is a hole",
         f"{found.count} extents in {found.seconds:.1f} s, and {found.grown / MiB:.1f} MiB more memory at the peak.",
     )
+
+
+def _repository(report: Report, size: int, rounds: int) -> None:
+    with repository.directory_trial(size) as trial:
+        where = "in a directory on this machine's disk"
+        report.race(f"A first backup {where}", trial.backup(rounds, _say), size, _remark(repository))
+        report.race(f"A second backup {where}", trial.second_backup(rounds, _say), size, _OF_ALL)
+        report.race(f"A restore from {where[3:]}", trial.restore(rounds, _say), size)
+        report.race(f"Reading and checking all {where}", trial.verify(rounds, _say), size, _OF_ALL)
+        report.text(f"What that took {where}", trial.costs())
+    # moto's server takes most of the time, and memory.
+    size //= 2
+    remark = f"An image of {size // MiB} MiB."
+    with repository.bucket_trial(size) as trial:
+        where = "in a bucket of moto's server on loopback"
+        report.race(f"A first backup {where}", trial.backup(rounds, _say), size, remark)
+        report.race(f"A second backup {where}", trial.second_backup(rounds, _say), size, _OF_ALL)
+        report.race(f"A restore from a {where[5:]}", trial.restore(rounds, _say), size)
+        report.race(f"Reading and checking all {where}", trial.verify(rounds, _say), size, _OF_ALL)
+        report.text(f"What that took {where}", trial.costs())
+    with repository.far_trial(size) as trial:
+        trial.backup(0, _say)
+        title = f"A restore from a bucket whose answers come {repository.LATENCY * 1000:.0f} ms late"
+        report.race(title, trial.restore(rounds, _say), size, remark)
+
+
+def _remark(module: ModuleType) -> str:
+    """Return what a module says of itself, as Markdown."""
+    assert module.__doc__ is not None
+    return module.__doc__.strip()
 
 
 def _say(text: str) -> None:

@@ -23,8 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from obstore.store import S3Store
+
 from blockferry_agent.units import MiB
-from tests.bench import ours, race, usage
+from tests.bench import far, ours, race, usage
 from tests.bench.changing import ChangingImage
 from tests.bench.race import Contender, Result, Unavailable
 from tests.component import object_stores
@@ -47,6 +49,7 @@ _LIKE_FOR_LIKE: Bars = {
     "ours, encrypted, zstd": (1.0, "restic, encrypted, zstd"),
     "ours, encrypted, not compressed": (1.0, "restic, encrypted, not compressed"),
 }
+_IN_BUCKETS: Bars = {"ours, encrypted, zstd": _LIKE_FOR_LIKE["ours, encrypted, zstd"]}
 _MANY_AT_A_TIME: Bars = {kind: (4.0, kind + _ONE) for kind in ("ours, plain, zstd", "ours, encrypted, zstd")}
 
 
@@ -95,14 +98,35 @@ class Place:
         self.directory = directory
         self.service = service
         self._environment = {} if service is None else service.environment
+        self._buckets: dict[str, str] = {}
 
     def new(self, name: str) -> str:
-        """Return the URL of a place for a new repository."""
+        """Return where a tool's new repository is to be, a path or a bucket. What the tool had is removed."""
         if self.service is not None:
-            return self.service.new_bucket()
+            self._clear(name)
+            self._buckets[name] = self.service.new_bucket()
+            return self._buckets[name]
         path = self.directory / name
         shutil.rmtree(path, ignore_errors=True)
         return str(path)
+
+    def clear(self) -> None:
+        """Remove what is in the object store, which is memory."""
+        for name in self._buckets:
+            self._clear(name)
+
+    def _clear(self, name: str) -> None:
+        if name in self._buckets and self.service is not None:
+            bucket = S3Store(
+                self._buckets[name],
+                endpoint=self.service.url,
+                access_key_id="key",
+                secret_access_key="secret",
+                region="us-east-1",
+                client_options={"allow_http": True},
+            )
+            for objects in bucket.list():
+                bucket.delete([found["path"] for found in objects])
 
     def run(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> Used:
         """Run a command. Raises Unavailable when it fails."""
@@ -368,20 +392,25 @@ def directory_trial(size: int) -> Iterator[Trial]:
 
 
 @contextlib.contextmanager
-def bucket_trial(size: int, delay: float = 0.0) -> Iterator[Trial]:
-    """Have a trial in buckets. delay: seconds before each answer of the service."""
+def bucket_trial(size: int) -> Iterator[Trial]:
+    """Have a trial in buckets on loopback."""
     with object_stores.serving() as service, _place(service) as place, _image(size) as image:
-        service.delay = delay
-        if delay:
-            yield Trial(in_far_bucket(place), image, image.path.parent, _MANY_AT_A_TIME)
-        else:
-            yield Trial(in_bucket(place), image, image.path.parent, _LIKE_FOR_LIKE)
+        yield Trial(in_bucket(place), image, image.path.parent, _IN_BUCKETS)
+
+
+@contextlib.contextmanager
+def far_trial(size: int) -> Iterator[Trial]:
+    """Have a trial in buckets that are far away."""
+    with far.serving(LATENCY) as service, _place(service) as place, _image(size) as image:
+        yield Trial(in_far_bucket(place), image, image.path.parent, _MANY_AT_A_TIME)
 
 
 @contextlib.contextmanager
 def _place(service: Service | None = None) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="bfb", dir="/var/tmp") as directory:
-        yield Place(Path(directory), service)
+        place = Place(Path(directory), service)
+        yield place
+        place.clear()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import socket
 import ssl
 import threading
@@ -42,7 +43,6 @@ class Service:
         self.url = f"{'https' if tls else 'http'}://localhost:{self.server.server_port}"
         self.requests: list[str] = []
         self.delay = 0.0
-        self._buckets = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -58,8 +58,8 @@ class Service:
         """Make a bucket, return its name."""
         from urllib.request import Request, urlopen
 
-        self._buckets += 1
-        name = f"bucket-{self._buckets}"
+        # moto keeps the buckets of a process, whichever service made them.
+        name = f"bucket-{secrets.token_hex(4)}"
         with urlopen(Request(f"{self.url}/{name}", method="PUT"), timeout=30):
             return name
 

@@ -25,7 +25,7 @@ from blockferry.repository.store import faults
 from blockferry.repository.store.contract import Durability, Listed
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_TRIES = 3
+_TRIES = 10
 _UNFINISHED = re.compile(r".+#[0-9]+")
 """Names of files that are being written, or were when their writer was killed."""
 
