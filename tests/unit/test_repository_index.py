@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockferry.repository import index
+from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import PAGE, Entry, PageReference, Range, Root
+from blockferry_agent.blocks import MAX_WINDOW
 from blockferry_agent.units import GiB, KiB, MiB
+from tests.unit.repository_stores import MemoryStore
 
 SPACE = 64
 """Bytes of the disks that are made up here."""
@@ -172,3 +175,33 @@ def test_a_root_of_pages_behind_the_disk_is_refused() -> None:
 def test_a_root_with_a_window_that_none_can_have_is_refused(window: int) -> None:
     with pytest.raises(ValueError, match="its window is"):
         index.decode_root(index.encode_root(Root(PAGE, window, {})))
+
+
+class CountedChunks(Chunks):
+    """Chunks in memory. reads: how often any was read."""
+
+    reads = 0
+
+    def get(self, digest: bytes, limit: int = MAX_WINDOW) -> bytes:
+        self.reads += 1
+        return super().get(digest, limit)
+
+
+def test_pages_that_were_read_stay_in_memory_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "_ENTRIES_KEPT", 12)
+    chunks = CountedChunks(MemoryStore(), "none")
+    pages = {}
+    for number in range(6):
+        entries = [Entry(number * PAGE + place * MiB, MiB, bytes(32)) for place in range(4)]
+        pages[number] = PageReference(0, chunks.put(index.encode_page(number, entries)).digest)
+    kept = index.Index(Root(6 * PAGE, MiB, pages), chunks)
+    for number in (0, 1, 2, 0, 2, 1):
+        assert [entry.start for entry in kept.page(number)] == [number * PAGE + place * MiB for place in range(4)]
+    assert chunks.reads == 3
+    kept.page(3)
+    # The one that was not used for longest had to go.
+    for number in (2, 1, 3):
+        kept.page(number)
+    assert chunks.reads == 4
+    kept.page(0)
+    assert chunks.reads == 5

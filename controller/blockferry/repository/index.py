@@ -8,7 +8,8 @@ The index: which chunk holds each range of one disk at one point.
 What no entry covers reads as zeros; a page without entries is not in the root. A page is stored as a chunk, so one
 that nothing touched is shared with the base. Pages are 256 MiB: with 1 MiB windows such a page is about 16 KiB, so that
 even one dirty grain of 64 KiB in it costs no more than a quarter on top, while the root of a 1 TiB disk is 160 KiB.
-At most a few pages are in memory, whatever the size of the disk. `docs/format.md` has every byte.
+At most 32,768 entries of them (9 MiB), or two pages, are in memory, whatever the size of the disk. `docs/format.md` has
+every byte.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ BROKEN = 8
 _MAX_ENCODED_PAGE = 32 * MiB
 
 _PAGES_KEPT = 2
+"""Pages that are kept at least: those on both sides of a border."""
+_ENTRIES_KEPT = 32 * 1024
+"""Entries that are kept at most, 270 bytes each: of 32 GiB of disk in windows of 1 MiB, for who reads here and there."""
 
 _PAGE_HEADER = struct.Struct("<4sBxxxI")
 _PAGE_MAGIC = b"BFpg"
@@ -214,6 +218,7 @@ class Index:
         self._chunks = chunks
         self._lock = threading.Lock()
         self._pages: OrderedDict[int, list[Entry]] = OrderedDict()
+        self._entries = 0
 
     def page(self, number: int) -> list[Entry]:
         """Return the entries of a page, in disk order. Raises Damaged."""
@@ -221,12 +226,15 @@ class Index:
         if reference is None:
             return []
         with self._lock:
-            if number not in self._pages:
-                self._pages[number] = read_page(self._chunks, number, reference.chunk)
-            self._pages.move_to_end(number)
-            while len(self._pages) > _PAGES_KEPT:
-                self._pages.popitem(last=False)
-            return self._pages[number]
+            page = self._pages.get(number)
+            if page is not None:
+                self._pages.move_to_end(number)
+                return page
+        # Others need not wait meanwhile; that two read the same page is rare, and does no harm.
+        page = read_page(self._chunks, number, reference.chunk)
+        with self._lock:
+            self._keep(number, page)
+        return page
 
     def entries(self, start: int, length: int) -> Iterator[Entry]:
         """Generate the entries that touch a range (bytes), cut to it, in disk order. Raises Damaged."""
@@ -247,6 +255,14 @@ class Index:
             if self.root.pages[number].broken:
                 broken.update(broken_windows(self.page(number), self.root.window))
         return frozenset(window for window in broken if start <= window < start + length)
+
+    def _keep(self, number: int, page: list[Entry]) -> None:
+        if number not in self._pages:
+            self._pages[number] = page
+            self._entries += len(page)
+        while self._entries > _ENTRIES_KEPT and len(self._pages) > _PAGES_KEPT:
+            _, dropped = self._pages.popitem(last=False)
+            self._entries -= len(dropped)
 
     def _page_numbers(self, start: int, length: int) -> list[int]:
         """Return the numbers of the pages with entries that touch the range, in disk order."""
