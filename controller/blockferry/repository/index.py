@@ -38,7 +38,7 @@ _MAX_ENCODED_PAGE = 32 * MiB
 _PAGES_KEPT = 2
 """Pages that are kept at least: those on both sides of a border."""
 _ENTRIES_KEPT = 32 * 1024
-"""Entries that are kept at most, 270 bytes each: of 32 GiB of disk in windows of 1 MiB, for who reads here and there."""
+"""Entries that are kept at most, 270 bytes each: 32 GiB of disk in windows of 1 MiB, for those who read all over it."""
 
 _PAGE_HEADER = struct.Struct("<4sBxxxI")
 _PAGE_MAGIC = b"BFpg"
