@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from random import Random
 
@@ -75,6 +75,13 @@ class MemoryStore:
     def delete(self, name: str) -> None:
         with self._lock:
             self._change(name, None)
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.delete(name)
+
+    def remove_unfinished(self, before: float) -> list[Listed]:
+        return []
 
     @contextmanager
     def batch(self) -> Iterator[MemoryStore]:
@@ -171,6 +178,14 @@ class FailingStore:
     def delete(self, name: str) -> None:
         with self._failing():
             self._inner.delete(name)
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        with self._failing():
+            self._inner.delete_all(names)
+
+    def remove_unfinished(self, before: float) -> list[Listed]:
+        with self._failing():
+            return self._inner.remove_unfinished(before)
 
     @contextmanager
     def batch(self) -> Iterator[FailingBatch]:

@@ -223,7 +223,7 @@ def test_damage(own_site: Site) -> None:
     (damage,) = json.loads(done.output)["damage"]
     assert damage["name"].endswith(largest.name)
     assert {hurt["point_id"] for hurt in damage["hurts"]} == {point.id for point in own_site.points}
-    assert "blockferry backup VM --fresh" in done.errors
+    assert "backup --fresh" in done.errors
 
     done = own_site.run("verify")
     assert done.status == 9

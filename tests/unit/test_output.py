@@ -80,6 +80,8 @@ def test_verification_as_json_has_names(capsys: pytest.CaptureFixture[str]) -> N
             }
         ],
         "unreadable": [],
+        "present": 0,
+        "covered": 1.0,
     }
 
 

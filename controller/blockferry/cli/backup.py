@@ -35,6 +35,7 @@ from blockferry.jobs import backup as job
 )
 @click.option("--no-fallback", is_flag=True, help="Use only what --transport names.")
 @click.option("--disk", "disks", multiple=True, metavar="DISK", help="Take only this disk (id or alias); repeatable.")
+@click.option("--tag", "tags", multiple=True, help="Give the point this tag, for `prune --tag`; repeatable.")
 @common_options
 def backup(
     settings: Settings,
@@ -45,6 +46,7 @@ def backup(
     transports: tuple[TransportName, ...],
     no_fallback: bool,
     disks: tuple[str, ...],
+    tags: tuple[str, ...],
 ) -> None:
     """
     Take a recovery point of VM (name or id).
@@ -67,6 +69,7 @@ def backup(
         disks=disks,
         compression=site.config.backup.compression,
         bytes_per_second=site.config.backup.bandwidth,
+        tags=tuple(dict.fromkeys(tags)),
     )
     with settings.progress() as progress:
         point = job.run(site, vm, options, progress)

@@ -48,6 +48,11 @@ def as_json(value: Any) -> None:
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
 
 
+def fields(value: msgspec.Struct) -> dict[str, Any]:
+    """Return the fields of a struct, by name."""
+    return msgspec.structs.asdict(value)
+
+
 def printable(text: str) -> str:
     """Return `text` with a sign in place of what could command a terminal: names come from whoever made a VM."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
@@ -108,6 +113,7 @@ def point(found: Manifest) -> None:
         "Backup": f"{found.mode}, {found.backup_mode} ({found.backup_id})",
         "Checkpoint": found.checkpoint_id or "none: no disk can have one",
         "Read against": found.parent_id or "nothing: complete by itself from the start",
+        "Tags": ", ".join(found.tags) or "none",
         "Configuration": f"OVF, {size(found.ovf.length)}" if found.ovf else f"none: {found.ovf_missing}",
     }
     for name, value in facts.items():
@@ -154,6 +160,10 @@ def _way(disk: DiskManifest) -> str:
 def verification(found: Verification) -> None:
     """Print what a verification found: a row for each thing that each damaged object hurts."""
     line(f"{found.chunks} chunks with {size(found.checked)} of content were read and checked.")
+    if found.present:
+        line(f"{found.present} other chunks are there.")
+    if found.covered is not None and found.covered < 1:
+        line(f"{100 * found.covered:.0f} % of what is stored was read since all of it was read last.")
     for lost in found.unreadable:
         line(lost.reason)
     if found.damage:

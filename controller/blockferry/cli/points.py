@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from blockferry import errors
@@ -14,6 +16,22 @@ from blockferry.jobs import verify as verify_job
 from blockferry.repository import Manifest
 
 POINT_HELP = "POINT is a recovery point's id, the first characters of one, or `latest`."
+
+
+class _Share(click.ParamType[float]):
+    """A part of the whole, written as 5 or 5%; in (0, 1)."""
+
+    name = "share"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the part."""
+        found = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,3})?)%?", str(value))
+        if found is None or float(found[1]) == 0:
+            self.fail(f"{value!r} is not a share such as 5%.", param, ctx)
+        return float(found[1]) / 100
+
+
+_SHARE = _Share()
 
 
 @click.command("list")
@@ -49,6 +67,14 @@ def show(settings: Settings, vm: str, point: str) -> None:
     is_flag=True,
     help="Compare POINT (default: latest) with the VM's disks, on the host: what differs there, and has not changed?",
 )
+@click.option("--quick", is_flag=True, help="Read nothing but indexes: see that all chunks are there.")
+@click.option(
+    "--share",
+    type=_SHARE,
+    metavar="N%",
+    help="Read this much of the content, and see that all the rest is there: what was never read comes first, the "
+    "newest of it before the older; so all is read in some runs. For all VMs together.",
+)
 @drill_options
 @common_options
 def verify(
@@ -56,12 +82,15 @@ def verify(
     vm: str | None,
     point: str | None,
     live: bool,
+    quick: bool,
+    share: float | None,
     drill: drill_cli.Options | None,
 ) -> None:
     """
     Read every chunk of recovery points and check it against its name.
 
-    Names each damaged or missing chunk, and every recovery point that it hurts. Exit code 9 when there is damage.
+    Names each damaged or missing chunk, and every recovery point that it hurts. Exit code 9 when there is damage. The
+    chunk is marked: the next backup of a VM stores anew what its disks still hold of it.
 
     With --live the VM's disks are hashed where they are, and what has not changed since the point must be as it was.
     Needs an agent, and the point's checkpoint in the engine.
@@ -69,10 +98,14 @@ def verify(
     With --boot nothing is read beforehand: the point is served to an isolated QEMU, and is good when it gives the signs
     of life that are asked for. Exit code 11 when they do not come.
     """
+    if sum((live, quick, share is not None, drill is not None)) > 1:
+        raise click.UsageError("--live, --quick, --share and --boot do not go together.")
+    if share is not None and vm is not None:
+        raise click.UsageError("--share is for all VMs together: chunks belong to many of them.")
     repository = settings.site().repository()
     if live:
-        if vm is None or drill is not None:
-            raise click.UsageError("--live needs VM, and does not go with --boot.")
+        if vm is None:
+            raise click.UsageError("--live needs VM.")
         _look_at_the_vm(settings, catalog.point(repository, vm, point or catalog.LATEST))
         return
     if drill is not None:
@@ -87,7 +120,8 @@ def verify(
     else:
         points = [catalog.point(repository, vm, point)]
     with settings.progress() as progress:
-        result = verify_job.run(repository, points, None if vm is None else points[0].vm.id, progress)
+        part = 0.0 if quick else 1.0 if share is None else share
+        result = verify_job.run(repository, points, None if vm is None else points[0].vm.id, progress, part)
     if settings.machine:
         output.as_json(result)
     else:
@@ -97,7 +131,8 @@ def verify(
         output.failed(
             errors.Damaged(
                 f"{bad} stored objects are damaged or missing.",
-                "Run `blockferry backup VM --fresh`: what the disks still hold is stored again, for all points.",
+                "Back the VMs up: what their disks still hold is stored anew, for all points; `backup --fresh` reads "
+                "them whole.",
             )
         )
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 import click
 
 from blockferry import __version__, errors
-from blockferry.cli import agent, backup, compare, output, points, repository, restore, serve
+from blockferry.cli import agent, backup, compare, output, points, repository, restore, retention, serve
 from blockferry_agent import malloc
 
 LOG_VARIABLE = "BLOCKFERRY_LOG"
@@ -46,7 +46,7 @@ def program(config: Path | None) -> None:
 
     Deploy the agent to your hosts once (`agent deploy`), then run `backup VM` as often as you like: every recovery
     point is complete by itself. `list` shows them, `restore` brings their disks back, `verify` reads them to prove
-    that they can be restored.
+    that they can be restored, `prune` deletes old ones by a policy, and `collect` makes room.
     """
     # The commands find `config` in the context (`settings.common_options`).
 
@@ -59,6 +59,13 @@ program.add_command(points.show)
 program.add_command(restore.restore)
 program.add_command(serve.serve)
 program.add_command(points.verify)
+program.add_command(retention.prune)
+program.add_command(retention.delete)
+program.add_command(retention.undelete)
+program.add_command(retention.trash)
+program.add_command(retention.pin)
+program.add_command(retention.unpin)
+program.add_command(retention.collect)
 program.add_command(compare.compare)
 
 

@@ -40,6 +40,7 @@ class Options(NamedTuple):
     fresh: build on nothing; store again what is stored already, unless it proves whole.
     disks: ids or aliases of the disks to take; empty means all that can be backed up.
     compression: of blocks on their way.  bytes_per_second: read no disk faster; 0 means without a limit.
+    tags: of the point.
     """
 
     mode: AskedMode
@@ -49,6 +50,7 @@ class Options(NamedTuple):
     disks: Sequence[str] = ()
     compression: Compression = "auto"
     bytes_per_second: int = 0
+    tags: tuple[str, ...] = ()
 
 
 def run(site: Site, vm_name: str, options: Options, progress: Progress) -> Manifest:
@@ -187,6 +189,7 @@ class _Job:
                     checkpoint_id=backup.to_checkpoint_id,
                     parent=parent,
                     seconds=time.monotonic() - started,
+                    tags=self._options.tags,
                 )
                 self._progress.step(f"VM {self._vm.name}: {manifest.id} is committed; ending the backup")
         self._log.ended(self._log.open[-1])

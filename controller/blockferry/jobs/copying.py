@@ -188,15 +188,22 @@ class _Requests:
         # A transport may have broken within a window. The next request ends at a window's border all the same, so that
         # no block is cut where it would not be otherwise.
         length = min(start - start % terms.window + span, terms.size) - start
+        damaged = self._writer.damaged_windows(start, length) if terms.incremental else []
+        if damaged and damaged[0] <= start:
+            # Whether it has changed or not: so that nothing needs what is damaged any more.
+            length = min(damaged[0] + terms.window, terms.size) - start
+        elif damaged:
+            length = damaged[0] - start
+        incremental = terms.incremental and not (damaged and damaged[0] <= start)
         request = ReadRequest(
             start,
             length,
-            terms.incremental,
+            incremental,
             terms.window,
             compress=self._compression.compress,
             bytes_per_second=terms.bytes_per_second,
         )
-        if terms.incremental:
+        if incremental:
             return request._replace(whole_windows=self._writer.broken_windows(start, length))
         known = itertools.islice(self._writer.known(start, length).items(), MAX_KNOWN)
         return request._replace(known=dict(known))

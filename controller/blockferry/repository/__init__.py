@@ -7,6 +7,14 @@ The repository: every recovery point that is kept, under one URL.
     reader        one disk of a recovery point: an index in, pieces out
     copying       a recovery point that goes into another repository
     verification  everything that points need, read and checked
+    selection     what of it is read when that is only a share
+    marks         chunks that were found to be damaged
+    trash         deleted points, and points that are pinned
+    retention     which points a policy keeps
+    collection    removing what nobody needs
+    needs         what points need, in little memory
+    locks         who uses the repository, and for what
+    reliance      what somebody who writes relies on
     manifest      the document that commits a point
     index         which chunk holds each range of a disk
     chunks        stored content, named by its digest
@@ -22,12 +30,25 @@ The repository: every recovery point that is kept, under one URL.
 Every point is complete by itself; there are no chains. Points share chunks and pages of indexes, which are never
 changed once they are written. What is not named by a manifest is invisible. `docs/format.md` has every byte.
 
-Who does what at once:
+What may run beside what, by as many controllers as there are:
 
-    backups of several VMs, by several controllers    all the same objects may be written twice, each time whole
-    backup beside restore, list, verify               readers see a point when its manifest is there, then all of it is
+    beside          backup, copy    restore, serve, verify    delete, prune    collect
+    backup, copy    yes             yes                       yes: 1           yes: 3
+    restore, …      yes             yes                       yes: 2           yes: 2
+    delete, prune   yes: 1          yes: 2                    yes              yes: 2
+    undelete        yes             yes                       yes              Conflict, while something is removed
+    collect         yes: 3          yes: 2                    yes: 2           Conflict, for the second one
+
+1 What the base of a running backup needs stays, deleted or not. 2 What was deleted stays in the trash for a while, and
+while somebody reads who began before. 3 A writer answers what is condemned (see `locks`).
+
+A backup and a copy write objects that are there already once more, whole, or not at all; a reader sees a point when its
+manifest is there, and then all of it is.
 """
 
+from blockferry.repository.collection import Amount as Amount
+from blockferry.repository.collection import Collected as Collected
+from blockferry.repository.collection import Times as Times
 from blockferry.repository.copying import Copied as Copied
 from blockferry.repository.draft import Draft as Draft
 from blockferry.repository.keyring import Keyring as Keyring
@@ -46,7 +67,10 @@ from blockferry.repository.manifest import Vm as Vm
 from blockferry.repository.reader import DiskReader as DiskReader
 from blockferry.repository.reader import Piece as Piece
 from blockferry.repository.repository import Repository as Repository
+from blockferry.repository.retention import Decision as Decision
+from blockferry.repository.retention import Policy as Policy
 from blockferry.repository.settings import Settings as Settings
+from blockferry.repository.trash import Trashed as Trashed
 from blockferry.repository.verification import Damage as Damage
 from blockferry.repository.verification import Hurt as Hurt
 from blockferry.repository.verification import Step as Step

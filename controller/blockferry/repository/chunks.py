@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import struct
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
 import zstandard
@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from blockferry import errors
 from blockferry.repository import layout
+from blockferry.repository.reliance import Reliance
 from blockferry.repository.store import Store
 from blockferry_agent.blocks import MAX_WINDOW, Data
 
@@ -63,16 +64,22 @@ class Chunks:
     Called by several threads at once.
 
     key: of the digests, when the repository is encrypted.  damaged: digests of chunks that are marked as damaged; one
-    that is put is written anew.  healed: those of them that were.
+    that is put is written anew.  healed: those of them that were.  reliance: of the writer whose chunks these are.
     """
 
     def __init__(
-        self, store: Store, compression: Compression, key: bytes | None = None, damaged: Collection[bytes] = ()
+        self,
+        store: Store,
+        compression: Compression,
+        key: bytes | None = None,
+        damaged: Collection[bytes] = (),
+        reliance: Reliance | None = None,
     ) -> None:
         self.healed: set[bytes] = set()
         self._store = store
         self._hash = blake3 if key is None else functools.partial(blake3, key=key)
         self._damaged = frozenset(damaged)
+        self._reliance = reliance or Reliance()
         self._compression = compression
         self._codec = _Codec()
         self._lock = threading.Lock()
@@ -88,17 +95,20 @@ class Chunks:
         if self._is_trusted(digest):
             return Stored(digest, 0)
         length = 0
-        if not self._is_sound(digest, len(data)):
-            encoded = self._encode(data)
-            self._store.put(layout.chunk(digest), encoded)
-            length = len(encoded)
-        self._trust(digest)
+        with self._reliance.looking_for(digest) as note_missing:
+            if not self._is_sound(digest, len(data), note_missing):
+                encoded = self._encode(data)
+                self._store.put(layout.chunk(digest), encoded)
+                length = len(encoded)
+            self._trust(digest)
         return Stored(digest, length)
 
     def find(self, digest: bytes) -> bool:
         """Tell whether a chunk of a disk's content is there, and a point may rely on it. Raises RepositoryError."""
-        if not self._is_trusted(digest):
-            if not self._is_sound(digest, MAX_WINDOW):
+        if self._is_trusted(digest):
+            return True
+        with self._reliance.looking_for(digest) as note_missing:
+            if not self._is_sound(digest, MAX_WINDOW, note_missing):
                 return False
             self._trust(digest)
         return True
@@ -110,14 +120,9 @@ class Chunks:
         limit: bytes that it may have.  Raises Damaged when it is missing, longer, or not what its name says.
         """
         try:
-            data = self._decode(self._store.get(layout.chunk(digest), _HEADER.size + limit), limit)
+            return self._load(digest, limit)
         except errors.NotFound:
             raise self.damaged(digest, "it is missing") from None
-        except (ValueError, zstandard.ZstdError) as error:
-            raise self.damaged(digest, str(error)) from None
-        if self._hash(data).digest() != digest:
-            raise self.damaged(digest, "its content is not what was stored")
-        return data
 
     def damaged(self, digest: bytes, reason: str) -> errors.Damaged:
         """Return the error that says what is wrong with a chunk."""
@@ -131,24 +136,45 @@ class Chunks:
         return digest in self._damaged and digest not in self.healed
 
     @property
+    def any_damaged(self) -> bool:
+        """Whether any chunk is marked as damaged."""
+        return bool(self._damaged)
+
+    @property
     def side_by_side(self) -> int:
         """How many calls are worth having under way at once."""
         return self._store.side_by_side
 
-    def _is_sound(self, digest: bytes, length: int) -> bool:
-        """Tell whether a backup may rely on what is there."""
-        if digest in self._damaged:
+    def _is_sound(self, digest: bytes, length: int, note_missing: Callable[[], None]) -> bool:
+        """Tell whether a backup may rely on what is there. note_missing: told when nothing is."""
+        if digest in self._damaged and digest not in self.healed:
             return False
         if self._store.vouches:
-            return self._store.holds(layout.chunk(digest))
+            if self._store.holds(layout.chunk(digest)):
+                return True
+            note_missing()
+            return False
         self._store.forget(layout.chunk(digest))
         try:
-            self.get(digest, limit=length)
+            self._load(digest, length)
+        except errors.NotFound:
+            note_missing()
+            return False
         except errors.Damaged:
-            # Missing, torn or rotten. One that only could not be read now is not replaced: a point may need it, and
-            # until the commit a power failure could tear what replaces it.
+            # Torn or rotten. One that only could not be read now is not replaced: a point may need it, and until the
+            # commit a power failure could tear what replaces it.
             return False
         return True
+
+    def _load(self, digest: bytes, limit: int) -> bytes:
+        """Return the content of a chunk, checked. Raises NotFound, and Damaged as `get` does."""
+        try:
+            data = self._decode(self._store.get(layout.chunk(digest), _HEADER.size + limit), limit)
+        except (ValueError, zstandard.ZstdError) as error:
+            raise self.damaged(digest, str(error)) from None
+        if self._hash(data).digest() != digest:
+            raise self.damaged(digest, "its content is not what was stored")
+        return data
 
     def _encode(self, data: Data) -> bytes:
         storage, payload = _PLAIN, data

@@ -25,6 +25,7 @@ from blockferry import errors
 from blockferry.repository import index, layout, manifest
 from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import PAGE, Entry, PageReference, Root, read_page
+from blockferry.repository.locks import Lock
 from blockferry.repository.manifest import DiskManifest, File, Manifest
 from blockferry.repository.reader import read_file, read_index
 from blockferry.repository.store import Store
@@ -76,9 +77,11 @@ class Side(NamedTuple):
     key: bytes | None
 
 
-def copy(source: Side, target: Side, point: Manifest, base: Base | None, progress: Callable[[Step], None]) -> Copied:
+def copy(
+    source: Side, target: Side, lock: Lock, point: Manifest, base: Base | None, progress: Callable[[Step], None]
+) -> Copied:
     """
-    Copy a point. base: its indexes are relied on.
+    Copy a point. lock: of a writer in the target.  base: its indexes are relied on; both were there since the lock is.
 
     The point is visible in the target when all of it is durable there, or never.
 
@@ -98,7 +101,15 @@ def copy(source: Side, target: Side, point: Manifest, base: Base | None, progres
         finally:
             threads.shutdown(cancel_futures=True)
         copied = msgspec.structs.replace(point, disks=disks)
-        batch.commit(layout.manifest(point.vm.id, point.id), manifest.encode(copied))
+        batch.flush()
+        lock.check()
+        name = layout.manifest(point.vm.id, point.id)
+        batch.commit(name, manifest.encode(copied))
+        try:
+            lock.check_age()
+        except errors.RepositoryError:
+            target.store.delete(name)
+            raise
     return Copied(point.vm.id, point.vm.name, point.id, True, copying.count, copying.moved, copying.stored)
 
 

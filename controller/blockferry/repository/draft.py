@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from blake3 import blake3
 
 from blockferry import __version__, errors
-from blockferry.repository import layout, manifest
+from blockferry.repository import layout, locks, manifest, marks
 from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import Index
+from blockferry.repository.locks import Lock
 from blockferry.repository.manifest import BackupMode, DiskManifest, File, Manifest, Mode, Vm
 from blockferry.repository.reader import read_index
+from blockferry.repository.reliance import Reliance
 from blockferry.repository.settings import Settings
 from blockferry.repository.store import Batch, Store
 from blockferry.repository.writer import DiskWriter
@@ -23,13 +25,21 @@ from blockferry_agent import errors as agent_errors
 
 
 @contextlib.contextmanager
-def begin(store: Store, chunks: Chunks, settings: Settings, vm: Vm) -> Iterator[Draft]:
+def begin(
+    store: Store, chunks: Callable[[Collection[bytes], Reliance], Chunks], settings: Settings, vm: Vm
+) -> Iterator[Draft]:
     """
     Begin a recovery point. What was not committed at the end is taken away, except for chunks: the next backup finds
     them and uses what is sound.
+
+    chunks: returns those of the store, for the digests of damaged ones, and somebody who relies on them.
     """
-    with store.batch() as batch, ThreadPoolExecutor(store.side_by_side, thread_name_prefix="chunks") as threads:
-        draft = Draft(store, chunks, settings, vm, batch, threads)
+    with (
+        locks.held(store, "writing", f"backup of VM {vm.name}") as lock,
+        store.batch() as batch,
+        ThreadPoolExecutor(store.side_by_side, thread_name_prefix="chunks") as threads,
+    ):
+        draft = Draft(store, chunks(marks.all_of(store), lock.reliance), settings, vm, lock, batch, threads)
         try:
             yield draft
         finally:
@@ -45,13 +55,14 @@ class Draft:
     """
 
     def __init__(
-        self, store: Store, chunks: Chunks, settings: Settings, vm: Vm, batch: Batch, threads: Executor
+        self, store: Store, chunks: Chunks, settings: Settings, vm: Vm, lock: Lock, batch: Batch, threads: Executor
     ) -> None:
         self._created = datetime.now(UTC)
         self.id = layout.new_point_id(self._created)
         self._store = store
         self._settings = settings
         self._vm = vm
+        self._repository_lock = lock
         self._batch = batch
         self._threads = threads
         self._chunks = chunks
@@ -69,9 +80,14 @@ class Draft:
         base: the point that has what is unchanged. An incremental backup needs one; a full one may have one, so that
         blocks that are as they were need not be moved.
 
-        Raises NotFound when the base has no such disk, Damaged when its index is.
+        Raises NotFound when the base has no such disk, or was deleted meanwhile; Damaged when its index is.
         """
         layout.index(self._vm.id, self.id, disk_id)
+        # From now on a collection leaves alone what the base needs, even if that is deleted.
+        if base is not None and not self._store.holds(layout.manifest(base.vm.id, base.id)):
+            raise errors.NotFound(
+                f"Recovery point {base.id}, on which this one builds, was deleted.", "Run this again."
+            )
         if backup_mode == "incremental" and base is None:
             raise agent_errors.InvalidRequest(f"An incremental backup of disk {disk_id} needs a base.")
         with self._lock:
@@ -105,6 +121,7 @@ class Draft:
         checkpoint_id: str | None,
         parent: Manifest | None,
         seconds: float,
+        tags: tuple[str, ...] = (),
     ) -> Manifest:
         """
         Make the recovery point durable, then visible.
@@ -133,12 +150,21 @@ class Draft:
             controller_version=__version__,
             seconds=seconds,
             disks=tuple(sorted(disks, key=lambda disk: (not disk.bootable, disk.alias, disk.id))),
+            tags=tags,
         )
         name = layout.manifest(self._vm.id, self.id)
+        # This may take long; what follows does not.
+        self._batch.flush()
+        self._repository_lock.check()
         # From here on a power failure may bring the manifest back, deleted or not: what it names stays.
         self._names = [name]
         self._batch.commit(name, manifest.encode(point))
+        # A machine that slept meanwhile may have lost what it relied on.
+        self._repository_lock.check_age()
         self._names = []
+        with contextlib.suppress(errors.RepositoryError):
+            # If this fails, the chunks are only stored once more by the next backup.
+            marks.take_away(self._store, self._chunks.healed)
         return point
 
     def discard(self) -> None:

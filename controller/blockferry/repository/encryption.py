@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from blake3 import blake3
@@ -117,6 +117,14 @@ class SealedStore:
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
         self._inner.delete(name)
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """See `Store.delete_all`."""
+        self._inner.delete_all(names)
+
+    def remove_unfinished(self, before: float) -> list[Listed]:
+        """See `Store.remove_unfinished`."""
+        return self._inner.remove_unfinished(before)
 
     @contextmanager
     def batch(self) -> Iterator[SealedBatch]:

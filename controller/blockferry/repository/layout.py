@@ -9,9 +9,11 @@ Where everything lies in a repository.
     vms/<vm-id>/<point-id>/manifest.json     written last: there is a recovery point when this is there
     vms/<vm-id>/<point-id>/pin.json          keeps the point from being pruned and deleted
     trash/<vm-id>/<point-id>.json            the manifest of a deleted point, until the trash is emptied
-    locks/<lock-id>.json                     who uses the repository, and how
+    locks/<lock-id>.json                     who uses the repository, and for what
+    condemned/<lock-id>-<round>              chunks that a collection is about to remove
+    rescued/<lock-id>-<round>/<lock-id>      those of them that somebody who was writing needs
     marks/<digest>.json                      a chunk that was found to be damaged
-    verified.json                            how far `verify --share` has come
+    verified.json                            what `verify --share` has read
 
 Ids come from the engine and from operators: none becomes part of a name before it was checked here.
 """
@@ -31,6 +33,8 @@ CHUNKS = "chunks"
 VMS = "vms"
 TRASH = "trash"
 LOCKS = "locks"
+CONDEMNED = "condemned"
+RESCUED = "rescued"
 MARKS = "marks"
 PIN = "pin.json"
 
@@ -42,6 +46,8 @@ KEY_ID = r"[0-9a-f]{8}"
 """Pattern of the ids of keys."""
 LOCK_ID = r"[0-9a-f]{32}"
 """Pattern of the ids of locks."""
+ROUND = LOCK_ID + r"-[0-9]{1,9}"
+"""Pattern of the ids of a collection's rounds: the id of its lock, and the round's number."""
 
 _DIGEST = r"[0-9a-f]{64}"
 
@@ -74,6 +80,40 @@ def key(key_id: str) -> str:
 def lock(lock_id: str) -> str:
     """Return the name of a lock. Raises NotFound when the id cannot be one."""
     return f"{LOCKS}/{_checked(lock_id, LOCK_ID, 'lock')}.json"
+
+
+def lock_id_of(name: str) -> str | None:
+    """Return the id of the lock when `name` is that of one, else None."""
+    match name.split("/"):
+        case [folder, file]:
+            lock_id = file.removesuffix(".json")
+            if folder == LOCKS and lock_id != file and re.fullmatch(LOCK_ID, lock_id):
+                return lock_id
+    return None
+
+
+def condemned(round_id: str) -> str:
+    """Return the name of what a round of a collection condemns. Raises NotFound when the id cannot be one."""
+    return f"{CONDEMNED}/{_checked(round_id, ROUND, 'round')}"
+
+
+def round_of(name: str) -> str | None:
+    """Return the id of the round when `name` is that of what one condemns, else None."""
+    match name.split("/"):
+        case [folder, round_id]:
+            if folder == CONDEMNED and re.fullmatch(ROUND, round_id):
+                return round_id
+    return None
+
+
+def rescued(round_id: str, lock_id: str) -> str:
+    """Return the name of what one writer needs of a round. Raises NotFound when an id cannot be one."""
+    return f"{rescued_folder(round_id)}/{_checked(lock_id, LOCK_ID, 'lock')}"
+
+
+def rescued_folder(round_id: str) -> str:
+    """Return the folder of what writers need of a round. Raises NotFound when the id cannot be one."""
+    return f"{RESCUED}/{_checked(round_id, ROUND, 'round')}"
 
 
 def mark(digest: bytes) -> str:

@@ -105,6 +105,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parent_id, parent_checkpoint_id: the point and checkpoint that this one was read against, None in a full backup.
     ovf: the VM's configuration; None when there is none, and ovf_missing says why.
     seconds: from the start of the backup in the engine to the commit.
+    tags: given by the operator, to keep points of different kinds by different policies.
     """
 
     format: Literal[1] = FORMAT
@@ -122,6 +123,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     controller_version: str
     seconds: float
     disks: tuple[DiskManifest, ...]
+    tags: tuple[str, ...] = ()
 
     def disk(self, disk_id: str) -> DiskManifest:
         """Return one disk of this point. Raises NotFound."""

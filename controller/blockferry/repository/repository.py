@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 from blockferry import errors
-from blockferry.repository import copying, draft, keys, layout, manifest, settings, verification
+from blockferry.repository import (
+    collection,
+    copying,
+    draft,
+    keys,
+    layout,
+    locks,
+    manifest,
+    marks,
+    settings,
+    trash,
+    verification,
+)
 from blockferry.repository import store as stores
 from blockferry.repository.chunks import Chunks, Compression
+from blockferry.repository.collection import Collected, Times
 from blockferry.repository.copying import Copied
 from blockferry.repository.draft import Draft
 from blockferry.repository.encryption import SealedStore, Sealer, derive
@@ -17,10 +32,14 @@ from blockferry.repository.keyring import master_key
 from blockferry.repository.keys import KeyFile, Passphrase, Secret
 from blockferry.repository.manifest import Manifest, Unreadable, Vm
 from blockferry.repository.reader import DiskReader, read_file, read_index
+from blockferry.repository.reliance import Reliance
 from blockferry.repository.settings import Settings
 from blockferry.repository.store import Durability, Store
+from blockferry.repository.trash import Trashed
 from blockferry.repository.verification import Step, Verification
 from blockferry_agent.units import MiB
+
+_log = logging.getLogger(__name__)
 
 
 class Repository:
@@ -130,7 +149,7 @@ class Repository:
                 draft.ovf(text)
                 draft.commit(…)
         """
-        return draft.begin(self._store, self._chunks(), self.settings, vm)
+        return draft.begin(self._store, self._chunks, self.settings, vm)
 
     def copy_from(self, source: Repository, point: Manifest, progress: Callable[[copying.Step], None]) -> Copied:
         """
@@ -150,8 +169,66 @@ class Repository:
             )
         if self._store.holds(layout.manifest(point.vm.id, point.id)):
             return Copied(point.vm.id, point.vm.name, point.id, False, 0, 0, 0)
-        base = self._common_base(source, point)
-        return copying.copy(source._side(), self._side(), point, base, progress)
+        purpose = f"copy of point {point.id} of VM {point.vm.name}"
+        with source.reading(purpose), locks.held(self._store, "writing", purpose) as lock:
+            if not source._store.holds(layout.manifest(point.vm.id, point.id)):
+                raise errors.NotFound(f"Recovery point {point.id} of VM {point.vm.name} was deleted.")
+            base = self._common_base(source, point)
+            chunks = self._chunks(marks.all_of(self._store), lock.reliance)
+            side = copying.Side(self._store, chunks, self._names_key)
+            done = copying.copy(source._side(), side, lock, point, base, progress)
+            marks.take_away(self._store, chunks.healed)
+        return done
+
+    @contextmanager
+    def reading(self, purpose: str) -> Iterator[None]:
+        """
+        Keep what is deleted meanwhile from being collected. purpose: for people, such as "restore of VM web".
+
+        A repository that cannot be written is read all the same: nobody can delete there either.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locks.held(self._store, "reading", purpose))
+            except errors.RepositoryError as error:
+                _log.info("Read without a lock: %s", error.message)
+            yield
+
+    def delete(self, point: Manifest) -> None:
+        """Move a point into the trash. Raises Conflict when it is pinned, RepositoryError."""
+        trash.delete(self._store, point)
+
+    def forget(self, lost: Unreadable) -> None:
+        """Delete a point whose manifest cannot be read, for good. Raises RepositoryError."""
+        self._store.delete(layout.manifest(lost.vm_id, lost.point_id))
+
+    def undelete(self, vm_id: str, point_id: str) -> Manifest:
+        """Bring a point back. Raises NotFound when the trash does not have it, Conflict, RepositoryError."""
+        return trash.undelete(self._store, vm_id, point_id)
+
+    def trash(self) -> list[Trashed]:
+        """Return the points in the trash, last deleted first. Raises RepositoryError."""
+        return trash.contents(self._store)
+
+    def pin(self, point: Manifest) -> None:
+        """Keep a point from being deleted. Raises RepositoryError."""
+        trash.pin(self._store, point)
+
+    def unpin(self, point: Manifest) -> None:
+        """Let a point be deleted. Raises RepositoryError."""
+        trash.unpin(self._store, point)
+
+    def pinned(self) -> set[tuple[str, str]]:
+        """Return (vm id, point id) of all points that are pinned. Raises RepositoryError."""
+        return trash.pinned(self._store)
+
+    def collect(self, times: Times, progress: Callable[[str], None]) -> Collected:
+        """
+        Remove what no point needs, beside whatever else runs. progress: told what is being done, by several threads.
+
+        Raises Conflict when another collection runs, RepositoryError.
+        """
+        return collection.collect(self._store, self._chunks(), self.points, times, progress)
 
     @contextmanager
     def scratch(self, durability: Durability) -> Iterator[Repository]:
@@ -176,18 +253,20 @@ class Repository:
             )
         return read_file(self._store, layout.ovf(point.vm.id, point.id), point.ovf).decode()
 
-    def verify(self, points: Sequence[Manifest], progress: Callable[[Step], None]) -> Verification:
+    def verify(self, points: Sequence[Manifest], progress: Callable[[Step], None], share: float = 1.0) -> Verification:
         """
-        Read and check everything that `points` need. Damage is returned with all points that it hurts, not raised; so
-        are all points of the repository whose manifests cannot be read.
+        Check what `points` need. Damage is returned with all points that it hurts, not raised; so are all points of the
+        repository whose manifests cannot be read. Damaged chunks are marked, so that the next backup heals them.
 
-        progress: called often, by this thread.
+        share: how much of the content is read, in [0, 1]; of all the rest it is seen that it is there. Below 1 what was
+        never read comes first, the newest before the older.  progress: called often, by this thread.
 
         Raises RepositoryError when the repository cannot be listed.
         """
         unreadable: list[Unreadable] = []
         everything = self.points(unreadable=unreadable.append)
-        return verification.verify(self._store, self._chunks(), points, everything, unreadable, progress)
+        with self.reading("verify"):
+            return verification.verify(self._store, self._chunks(), points, everything, unreadable, progress, share)
 
     def _common_base(self, source: Repository, point: Manifest) -> copying.Base | None:
         """Return the newest earlier point of the VM that both repositories have."""
@@ -206,5 +285,5 @@ class Repository:
     def _side(self) -> copying.Side:
         return copying.Side(self._store, self._chunks(), self._names_key)
 
-    def _chunks(self) -> Chunks:
-        return Chunks(self._store, self.settings.compression, self._names_key)
+    def _chunks(self, damaged: Collection[bytes] = (), reliance: Reliance | None = None) -> Chunks:
+        return Chunks(self._store, self.settings.compression, self._names_key, damaged, reliance)

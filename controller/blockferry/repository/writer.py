@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
@@ -32,12 +32,12 @@ class _Pending(NamedTuple):
 class _Page:
     """The page of the index that blocks are arriving for: what was replaced so far, and with what."""
 
-    def __init__(self, number: int, base: list[Entry]) -> None:
+    def __init__(self, number: int, base: list[Entry], known: Collection[tuple[int, int]]) -> None:
         self.number = number
         self.base = base
         self.replaced: list[Range] = []
         self.fresh: list[Entry] = []
-        self.known = {(entry.start, entry.length) for entry in base if entry.digest}
+        self.known = known
 
 
 class DiskWriter:
@@ -92,12 +92,24 @@ class DiskWriter:
         A reader that meets one of them unchanged may answer SAME. May be called by another thread than the writing one.
         Raises Damaged.
         """
-        entries = self._base.entries(start, length)
-        return {(entry.start, entry.length): entry.digest for entry in entries if entry.digest}
+        return self._known(self._base.entries(start, length))
 
     def broken_windows(self, start: int, length: int) -> frozenset[int]:
         """Return starts of the base's windows within a range (bytes) that should be read whole. Raises Damaged."""
         return self._base.broken_windows(start, length)
+
+    def damaged_windows(self, start: int, length: int) -> list[int]:
+        """
+        Return starts of the base's windows within a range (bytes) whose chunks are marked as damaged, in disk order.
+
+        When they are read, changed or not, the new point does not need what is damaged, and what has not changed is
+        stored anew for all points. Raises Damaged.
+        """
+        if not self._chunks.any_damaged:
+            return []
+        entries = self._base.entries(start, length)
+        damaged = (entry.start for entry in entries if self._chunks.is_damaged(entry.chunk))
+        return sorted({position // self._window * self._window for position in damaged})
 
     def write(self, block: Block) -> None:
         """
@@ -173,6 +185,14 @@ class DiskWriter:
         if len(block.data) != block.length or xxhash.xxh3_128_digest(block.data) != block.digest:
             raise self._nonsense(f"sent a block at {block.start} that is not what was read")
 
+    def _known(self, entries: Iterable[Entry]) -> dict[tuple[int, int], bytes]:
+        """Return those entries that may stay as they are."""
+        return {
+            (entry.start, entry.length): entry.digest
+            for entry in entries
+            if entry.digest and not self._chunks.is_damaged(entry.chunk)
+        }
+
     def _check_same(self, block: Block, page: _Page) -> None:
         if (block.start, block.length) not in page.known:
             raise self._nonsense(f"calls a block at {block.start} unchanged that the base does not have")
@@ -206,7 +226,8 @@ class DiskWriter:
         number = position // PAGE
         if self._page is None or self._page.number != number:
             self._close_page()
-            self._page = _Page(number, self._base.page(number))
+            base = self._base.page(number)
+            self._page = _Page(number, base, self._known(base).keys())
         return self._page
 
     def _close_page(self) -> None:

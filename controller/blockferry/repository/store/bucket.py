@@ -12,7 +12,7 @@ same object twice is the same as once. Only of a `put_new` that was asked twice 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -147,6 +147,16 @@ class Bucket:
                 self._store.delete(name)
         except errors.NotFound:
             pass
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """See `Store.delete_all`."""
+        if names:
+            with faults.of_a_bucket(f"Objects in {self.url} cannot be deleted"):
+                self._store.delete(list(names))
+
+    def remove_unfinished(self, before: float) -> list[Listed]:
+        """See `Store.remove_unfinished`. A bucket has nothing that is unfinished: nothing is put in parts."""
+        return []
 
     @contextmanager
     def batch(self) -> Iterator[BucketBatch]:

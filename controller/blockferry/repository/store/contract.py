@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
@@ -79,6 +79,12 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Delete the object; it is no error when there is none."""
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """Delete objects, many at once where the storage can."""
+
+    def remove_unfinished(self, before: float) -> list[Listed]:
+        """Remove what killed writers left and no listing has, older than a time by the storage's clock. Return it."""
 
     def batch(self) -> AbstractContextManager[Batch]:
         """Begin a batch. The caller leaves it, whether it committed or not."""

@@ -1,0 +1,119 @@
+"""Deleting points, having them back, and keeping them by a policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+import msgspec
+
+from blockferry import errors
+from blockferry.jobs import catalog
+from blockferry.jobs.progress import Progress
+from blockferry.repository import Collected, Manifest, Policy, Repository, Times, Trashed, Unreadable, retention
+
+_PAUSE = 3.0
+"""Seconds between two lines of progress, at least."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a policy says of a point. reasons: why it is kept; none when it is deleted."""
+
+    vm_id: str
+    vm_name: str
+    point_id: str
+    created: datetime
+    reasons: tuple[str, ...]
+
+    @property
+    def keep(self) -> bool:
+        """Whether the point stays."""
+        return bool(self.reasons)
+
+
+def prune(
+    repository: Repository, vms: Sequence[str], tag: str | None, policy: Policy, dry_run: bool
+) -> Iterator[Verdict]:
+    """
+    Apply a policy to each VM's points, and generate the verdicts, a VM's newest point first. Each point is in the trash
+    when its verdict comes, unless `dry_run`.
+
+    vms: names or ids; all, when there are none.  tag: only points that have it are looked at, and counted.
+
+    Raises ConfigError for a policy that would keep nothing, before anything is deleted; NotFound, RepositoryError.
+    """
+    policy.check()
+    groups = list(_by_vm(repository, vms, tag))
+    pinned = repository.pinned()
+    for points in groups:
+        own = {point_id for vm_id, point_id in pinned if vm_id == points[0].vm.id}
+        for point, reasons in retention.decide(points, policy, own):
+            if not reasons and not dry_run:
+                repository.delete(point)
+            yield Verdict(point.vm.id, points[0].vm.name, point.id, point.created, reasons)
+
+
+def trashed(repository: Repository, vm: str, name: str) -> Manifest:
+    """
+    Return the point in the trash that is meant. vm: name or id.  name: the id, or its first characters.
+
+    Raises NotFound, Ambiguous.
+    """
+    found = [
+        each.point
+        for each in repository.trash()
+        if vm in (each.point.vm.id, each.point.vm.name) and each.point.id.startswith(name)
+    ]
+    if not found:
+        raise errors.NotFound(f"The trash has no recovery point {name} of VM {vm}.", "See `blockferry trash`.")
+    if len(found) > 1:
+        raise errors.Ambiguous(
+            f"{len(found)} recovery points of VM {vm} in the trash begin with {name}.", "Write more."
+        )
+    return found[0]
+
+
+def trash(repository: Repository) -> list[Trashed]:
+    """Return the points in the trash, last deleted first. Raises RepositoryError."""
+    return repository.trash()
+
+
+def unreadable(repository: Repository, vm_id: str, point_id: str) -> Unreadable:
+    """Return the point whose manifest cannot be read. Raises NotFound, RepositoryError."""
+    lost: list[Unreadable] = []
+    repository.points(unreadable=lost.append)
+    for each in lost:
+        if (each.vm_id, each.point_id) == (vm_id, point_id):
+            return each
+    raise errors.NotFound(
+        f"There is no recovery point {point_id} of VM {vm_id} whose manifest cannot be read.",
+        "Write both ids in full, as `blockferry verify` names them.",
+    )
+
+
+def collect(repository: Repository, times: Times, progress: Progress) -> Collected:
+    """Remove what nobody needs. Raises Conflict when another collection runs, RepositoryError."""
+    said = float("-inf")
+
+    def say(doing: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _PAUSE:
+            said = time.monotonic()
+            progress.step(doing)
+
+    return repository.collect(times, say)
+
+
+def _by_vm(repository: Repository, vms: Sequence[str], tag: str | None) -> Iterator[list[Manifest]]:
+    """Generate the points of each VM, newest first."""
+    if vms:
+        found = [point for vm in dict.fromkeys(vms) for point in catalog.points(repository, vm)]
+    else:
+        found = catalog.points(repository, None)
+    groups: dict[str, dict[str, Manifest]] = {}
+    for point in found:
+        if tag is None or tag in point.tags:
+            groups.setdefault(point.vm.id, {})[point.id] = point
+    for group in groups.values():
+        yield sorted(group.values(), key=lambda point: (point.created, point.id), reverse=True)

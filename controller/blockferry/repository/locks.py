@@ -1,0 +1,302 @@
+"""
+Locks: who uses the repository, and for what. None excludes another; they tell `collect` what it must leave alone.
+
+Everybody who uses the repository for longer than a moment keeps an object in `locks/`, and writes it again every 20
+seconds. Times are the storage's, as listings have them, so that the machines' clocks need not agree.
+
+    reading      restore, serve, verify       what was deleted since it began stays
+    writing      backup, copy, undelete       also: what it wrote, and what it found and relies on, stays
+    collecting   collect                      one at a time; writers look for what it condemns
+
+A writer and a collector cannot miss each other: the one writes its lock and then looks for condemned chunks, the other
+condemns chunks and then looks for locks. A collector removes nothing before every writer's lock says that it has seen
+what is condemned (`Claim.seen`), or has gone.
+
+A lock that nobody wrote for ten minutes is stale, and so is at once one whose process is known to have ended. A
+collector takes stale locks away. A writer whose lock was taken away, because its machine slept, must not commit: it
+looks for its lock right before, and right after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from blockferry import errors
+from blockferry.repository import documents, layout
+from blockferry.repository.reliance import DIGEST, Reliance
+from blockferry.repository.store import Store
+from blockferry_agent.units import KiB
+
+FORMAT: Final = 1
+
+ROUND = 250_000
+"""Chunks that a round of a collection may condemn: 8 MB in the store, 30 MB in the memory of each writer."""
+
+STALE = 600.0
+"""Seconds after which nobody believes in a lock that was not written again."""
+_UNSURE = STALE / 2
+"""Seconds after which its holder does not believe in it any more, so that it stops before others believe it gone."""
+RENEWAL = 20.0
+"""Seconds between writings of a lock."""
+POLL = 1.0
+"""The same, while somebody waits."""
+
+_MAX_ENCODED = 64 * KiB
+
+_log = logging.getLogger(__name__)
+
+Kind = Literal["reading", "writing", "collecting"]
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """
+    A process.
+
+    boot: of the host's kernel.  namespace: of process ids.  started: ticks after the boot, so that a pid that is used
+    again is another process.
+    """
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: str
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a lock says.
+
+    purpose: for people.  began: by the storage's clock, in seconds since 1970; None in the first moment.
+    since: by the holder's clock, for people.  seen: the rounds of collections whose condemned chunks the holder knows.
+    """
+
+    format: Literal[1] = FORMAT
+    kind: Kind
+    purpose: str
+    holder: Holder
+    since: datetime
+    began: float | None = None
+    seen: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Name the holder, for messages."""
+        return (
+            f"{self.purpose} (process {self.holder.pid} on {self.holder.host}, since {self.since:%Y-%m-%d %H:%M} UTC)"
+        )
+
+
+class Held(NamedTuple):
+    """A lock that somebody has."""
+
+    id: str
+    claim: Claim
+
+
+class Lock:
+    """
+    A lock of this process. Begun and ended by its maker (`held` does it); a thread writes it again in between.
+
+    id: of the lock.  reliance: of a writer; the thread answers collections with it.
+    """
+
+    def __init__(self, store: Store, kind: Kind, purpose: str) -> None:
+        self.id = secrets.token_hex(16)
+        self.reliance = Reliance(self._urge)
+        self._store = store
+        self._name = layout.lock(self.id)
+        self._claim = Claim(kind=kind, purpose=purpose, holder=_this_process(), since=datetime.now(UTC))
+        self._is_written = threading.Lock()
+        self._urged = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lock-{kind}", daemon=True)
+        self._renewed = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def begin(self) -> None:
+        """Write the lock, and know what is condemned. Raises RepositoryError."""
+        self._put()
+        self._claim = msgspec.structs.replace(self._claim, began=self.now())
+        self.renew()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Take the lock away, as far as the store lets us: otherwise it becomes stale."""
+        self._ended.set()
+        self._urged.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        with contextlib.suppress(errors.RepositoryError):
+            self._store.delete(self._name)
+
+    def renew(self) -> None:
+        """Write the lock again, and answer collections. Raises RepositoryError, also when the lock was lost."""
+        with self._is_written:
+            self.check_age()
+            if self._claim.kind == "writing":
+                self._heed_collections()
+            self._put()
+
+    def check(self) -> None:
+        """Raise RepositoryError unless the lock is there, so that everybody heeds it."""
+        self.check_age()
+        if not self._store.holds(self._name):
+            raise self._lost()
+
+    def check_age(self) -> None:
+        """Raise RepositoryError when the lock was not written for so long that others may soon think it stale."""
+        # A clock that goes on while the machine sleeps.
+        if time.clock_gettime(time.CLOCK_BOOTTIME) - self._renewed > _UNSURE:
+            raise self._lost()
+
+    def now(self) -> float:
+        """Return the time by the storage's clock, as of the last renewal. Raises RepositoryError."""
+        for listed in self._store.listing(layout.LOCKS):
+            if listed.name == self._name:
+                return listed.modified
+        raise self._lost()
+
+    def others(self) -> list[Held]:
+        """
+        Return the locks of all others that are not stale. A collector takes the stale ones away.
+
+        Raises RepositoryError, also for a lock that this version cannot read: nobody knows what that one needs.
+        """
+        self.renew()
+        living = []
+        for held, is_stale in self._all_others():
+            if not is_stale:
+                living.append(held)
+            elif self._claim.kind == "collecting":
+                _log.info("The lock of %s is stale, and taken away", held.claim)
+                self._store.delete(layout.lock(held.id))
+        return living
+
+    def _keep(self) -> None:
+        """Renew the lock until it is ended."""
+        while not self._ended.is_set():
+            if self._urged.wait(RENEWAL):
+                # Somebody waits for the end of a collection, so look often.
+                self._ended.wait(POLL)
+            if self._ended.is_set():
+                return
+            try:
+                self.renew()
+            except errors.Error as error:
+                # `check` will say it if it stays so.
+                _log.warning("A lock of the repository could not be written: %s", error.message)
+            if not self.reliance.rounds:
+                self._urged.clear()
+
+    def _urge(self) -> None:
+        self._urged.set()
+
+    def _put(self) -> None:
+        self._store.put(self._name, documents.encode(self._claim))
+        self._renewed = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def _heed_collections(self) -> None:
+        """Answer what is condemned, and forget what is not any more."""
+        rounds = {
+            round_id for each in self._store.listing(layout.CONDEMNED) if (round_id := layout.round_of(each.name))
+        }
+        # Of a collector that has died nothing is to be feared, and nothing to be waited for.
+        alive = {held.id for held, is_stale in self._all_others() if not is_stale} if rounds else set()
+        rounds = {round_id for round_id in rounds if round_id.partition("-")[0] in alive}
+        for round_id in rounds - self.reliance.rounds:
+            try:
+                condemned = read_digests(self._store, layout.condemned(round_id))
+            except errors.NotFound:
+                continue
+            needed = self.reliance.condemn(round_id, condemned)
+            self._store.put(layout.rescued(round_id, self.id), b"".join(needed))
+        self.reliance.keep_only(rounds)
+        self._claim = msgspec.structs.replace(self._claim, seen=tuple(sorted(self.reliance.rounds)))
+
+    def _all_others(self) -> Iterator[tuple[Held, bool]]:
+        """Generate the locks of all others, and whether each is stale."""
+        listed = {layout.lock_id_of(each.name): each.modified for each in self._store.listing(layout.LOCKS)}
+        if self.id not in listed:
+            raise self._lost()
+        now = listed.pop(self.id)
+        for lock_id, modified in listed.items():
+            if lock_id is not None:
+                with contextlib.suppress(errors.NotFound):
+                    claim = _read(self._store, lock_id)
+                    yield Held(lock_id, claim), now - modified > STALE or _is_gone(claim.holder)
+
+    def _lost(self) -> errors.RepositoryError:
+        return errors.RepositoryError(
+            f"The lock in {self._store.url} was lost: for minutes it could not be written, or this machine slept.",
+            "Run this again; what is stored already is used.",
+        )
+
+
+@contextmanager
+def held(store: Store, kind: Kind, purpose: str) -> Iterator[Lock]:
+    """Have a lock. purpose: what it is for, such as "backup of VM web". Raises RepositoryError."""
+    lock = Lock(store, kind, purpose)
+    try:
+        lock.begin()
+        yield lock
+    finally:
+        lock.end()
+
+
+def read_digests(store: Store, name: str) -> set[bytes]:
+    """Return the digests that an object holds. Raises NotFound, Damaged, RepositoryError."""
+    data = store.get(name, ROUND * DIGEST)
+    if len(data) % DIGEST:
+        raise errors.Damaged(f"{store.url}/{name} is damaged: it ends within a digest.")
+    return {data[start : start + DIGEST] for start in range(0, len(data), DIGEST)}
+
+
+def _read(store: Store, lock_id: str) -> Claim:
+    name = layout.lock(lock_id)
+    return documents.decode(store.get(name, _MAX_ENCODED), Claim, FORMAT, f"{store.url}/{name}")
+
+
+def _this_process() -> Holder:
+    pid = os.getpid()
+    return Holder(socket.gethostname(), _boot(), _namespace(), pid, _started(pid))
+
+
+def _is_gone(holder: Holder) -> bool:
+    """Tell whether a process is known to have ended. Of one elsewhere (also in another container) nothing is known."""
+    here = _this_process()
+    if (holder.host, holder.boot, holder.namespace) != (here.host, here.boot, here.namespace) or not holder.boot:
+        return False
+    return _started(holder.pid) != holder.started
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
+
+
+def _namespace() -> str:
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return ""
+
+
+def _started(pid: int) -> str:
+    """Return when the process was started, in ticks after the boot; "" when there is none, or it has ended."""
+    with contextlib.suppress(OSError):
+        # Behind the name, in parentheses, which may hold anything; see proc(5).
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    return ""

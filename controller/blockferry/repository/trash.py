@@ -1,0 +1,130 @@
+"""Deleted points, which can be had back for a while, and points that are pinned, which nobody deletes by mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from blockferry import errors
+from blockferry.repository import documents, layout, locks, manifest
+from blockferry.repository.manifest import Manifest
+from blockferry.repository.store import Store
+
+FORMAT: Final = 1
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """What keeps a point. pinned: when that was asked for (UTC)."""
+
+    pinned: datetime
+    format: Literal[1] = FORMAT
+
+
+class Trashed(NamedTuple):
+    """A deleted point. deleted: by the storage's clock (UTC)."""
+
+    point: Manifest
+    deleted: datetime
+
+
+def pin(store: Store, point: Manifest) -> None:
+    """Keep a point from being deleted and pruned. Raises RepositoryError."""
+    with store.batch() as batch:
+        batch.commit(layout.pin(point.vm.id, point.id), documents.encode(Pin(datetime.now(UTC))))
+
+
+def unpin(store: Store, point: Manifest) -> None:
+    """Let a point be deleted and pruned; it is no error when it was not pinned. Raises RepositoryError."""
+    store.delete(layout.pin(point.vm.id, point.id))
+
+
+def pinned(store: Store) -> set[tuple[str, str]]:
+    """Return (vm id, point id) of all points that are pinned. Raises RepositoryError."""
+    names = (listed.name for listed in store.listing(layout.VMS) if listed.name.endswith(f"/{layout.PIN}"))
+    return {ids for name in names if (ids := layout.point_with(name)) is not None}
+
+
+def delete(store: Store, point: Manifest) -> None:
+    """
+    Move a point into the trash. It is gone for everybody when this returns, and its chunks stay.
+
+    Raises Conflict when it is pinned, RepositoryError.
+    """
+    if store.holds(layout.pin(point.vm.id, point.id)):
+        raise errors.Conflict(
+            f"Recovery point {point.id} of VM {point.vm.name} is pinned.",
+            f"Run `blockferry unpin {point.vm.name} {point.id}` first.",
+        )
+    with store.batch() as batch:
+        # The trash first, so that there is a moment in which it is in both places, and none in which it is in neither.
+        batch.commit(layout.trashed(point.vm.id, point.id), manifest.encode(point))
+    store.delete(layout.manifest(point.vm.id, point.id))
+
+
+def undelete(store: Store, vm_id: str, point_id: str) -> Manifest:
+    """
+    Bring a point back from the trash.
+
+    Raises NotFound when it is not there, Conflict while a collection removes what the trash held, RepositoryError.
+    """
+    with locks.held(store, "writing", f"undelete of point {point_id}") as lock:
+        if lock.reliance.rounds:
+            raise errors.Conflict("A collection is emptying the trash.", "Run this again when it has ended.")
+        point = _read(store, vm_id, point_id)
+        with store.batch() as batch:
+            lock.check()
+            batch.commit(layout.manifest(vm_id, point_id), manifest.encode(point))
+        try:
+            lock.check_age()
+        except errors.RepositoryError:
+            # This machine slept, and a collection may have taken the point's chunks.
+            store.delete(layout.manifest(vm_id, point_id))
+            raise
+        store.delete(layout.trashed(vm_id, point_id))
+    return point
+
+
+def contents(store: Store) -> list[Trashed]:
+    """Return the points in the trash, last deleted first. Raises Damaged, RepositoryError."""
+    found = []
+    for vm_id, point_id, deleted in _entries(store):
+        try:
+            found.append(Trashed(_read(store, vm_id, point_id), datetime.fromtimestamp(deleted, UTC)))
+        except errors.NotFound:
+            # Brought back since it was listed.
+            continue
+    return sorted(found, key=lambda trashed: (trashed.deleted, trashed.point.id), reverse=True)
+
+
+def empty(store: Store, before: float) -> int:
+    """
+    Remove what was deleted before a time (of the storage's clock), and return how many points that were.
+
+    What they alone needed is removed by a collection. Raises RepositoryError.
+    """
+    old = [(vm_id, point_id) for vm_id, point_id, deleted in _entries(store) if deleted < before]
+    for vm_id, point_id in old:
+        store.delete(layout.trashed(vm_id, point_id))
+    return len(old)
+
+
+def _entries(store: Store) -> Iterator[tuple[str, str, float]]:
+    """Generate (vm id, point id, when it was deleted) of all points in the trash."""
+    for listed in store.listing(layout.TRASH):
+        ids = layout.trashed_point_of(listed.name)
+        if ids is not None:
+            yield *ids, listed.modified
+
+
+def _read(store: Store, vm_id: str, point_id: str) -> Manifest:
+    name = layout.trashed(vm_id, point_id)
+    try:
+        data = store.get(name, manifest.MAX_ENCODED)
+    except errors.NotFound:
+        raise errors.NotFound(
+            f"The trash has no recovery point {point_id} of VM {vm_id}.", "See `blockferry trash`."
+        ) from None
+    return manifest.decode(data, vm_id, point_id, f"{store.url}/{name}")
