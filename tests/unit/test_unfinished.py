@@ -11,8 +11,8 @@ from blockferry import errors
 from blockferry.jobs import unfinished
 from blockferry.jobs.unfinished import OpenDisk
 
-DISK = OpenDisk(str(uuid.uuid4()), "web_Disk1", 1024, True, "one")
-OTHER = OpenDisk(str(uuid.uuid4()), "web_Disk2", 1024, False, "two")
+DISK = OpenDisk(str(uuid.uuid4()), "web_Disk1", 1024, "Restored by Blockferry")
+OTHER = OpenDisk(str(uuid.uuid4()), "web_Disk2", 1024, None, "two")
 
 
 def left(state: Path) -> list[OpenDisk | None]:
@@ -23,7 +23,7 @@ def test_a_disk_is_found_until_it_was_seen_to_be_complete(tmp_path: Path) -> Non
     for disk in (DISK, OTHER):
         with unfinished.alone(tmp_path, disk.id) as record:
             assert record.open is None
-            record.begun(disk, disk.new, disk.transfer_id)
+            record.begun(disk, disk.made_as, disk.transfer_id)
             assert left(tmp_path) == ([] if disk is DISK else [DISK]), "its restore still runs"
     assert sorted(left(tmp_path), key=str) == sorted([DISK, OTHER], key=str)
     for record in unfinished.left(tmp_path):
@@ -45,7 +45,7 @@ def test_one_restore_writes_a_disk(tmp_path: Path) -> None:
 
 def test_what_cannot_be_understood_is_left_to_the_engine(tmp_path: Path) -> None:
     with unfinished.alone(tmp_path, DISK.id) as record:
-        record.begun(DISK, True, "one")
+        record.begun(DISK, DISK.made_as)
     (path,) = (tmp_path / "restoring").glob("*.json")
     path.write_text("{")
     assert left(tmp_path) == []

@@ -155,6 +155,14 @@ class Connection:
         """Remove a disk and wait until it is gone; one that is gone already is fine."""
         disks.remove(self._session, disk_id)
 
+    def remove_unfinished_disk(self, disk_id: str, description: str) -> None:
+        """
+        Remove a disk that a process that is gone began to make, and end what writes to it.
+
+        Nothing happens when it is not there, has another description, or belongs to a VM.
+        """
+        disks.remove_unfinished(self._session, disk_id, description)
+
     def attach_disk(self, vm: Vm, disk_id: str, interface: str, bootable: bool) -> None:
         """Attach a floating disk to a VM that is down."""
         disks.attach(self._session, vm, disk_id, interface, bootable)
@@ -180,10 +188,6 @@ class Connection:
     def end_writing(self, transfer_id: str, disk: Transferred) -> None:
         """End a transfer to a disk that a process that is gone left open; the disk stays. One that ended is fine."""
         transfers.finalize_upload(self._session, transfer_id, disk, events.new_correlation_id())
-
-    def cancel_writing(self, transfer_id: str) -> None:
-        """Give up a transfer to a disk, which the engine then removes. One that ended is fine."""
-        transfers.cancel(self._session, transfer_id)
 
     def has_snapshots(self, vm: Vm) -> bool:
         """Return whether the VM has snapshots, so that its disks have more than one layer."""

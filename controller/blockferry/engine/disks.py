@@ -86,6 +86,24 @@ def remove(session: Session, disk_id: str) -> None:
     )
 
 
+def remove_unfinished(session: Session, disk_id: str, description: str) -> None:
+    """
+    Remove a disk that a process that is gone began to make, and end what writes to it.
+
+    Only one of this description that belongs to no VM: any other is somebody else's, or of use to somebody by now.
+
+    Raises Conflict when it stays locked.
+    """
+    found = session.ask(
+        "look for a disk", lambda api: api.disks_service().list(search=f"id={disk_id} and number_of_vms=0")
+    )
+    if [disk.description for disk in found] != [description]:
+        return
+    for transfer_id in transfers.open_uploads(session, [disk_id]):
+        transfers.cancel(session, transfer_id)
+    remove(session, disk_id)
+
+
 def attach(session: Session, vm: Vm, disk_id: str, interface: str, bootable: bool) -> None:
     """Attach a floating disk to a VM that is down. Raises Conflict when the VM runs or has a bootable disk already."""
     attachment = types.DiskAttachment(

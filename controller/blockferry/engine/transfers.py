@@ -148,6 +148,11 @@ def open_transfers(session: Session, disk_ids: Collection[str]) -> list[str]:
     return _open(session, disk_ids, types.ImageTransferDirection.DOWNLOAD)
 
 
+def open_uploads(session: Session, disk_ids: Collection[str]) -> list[str]:
+    """Return the ids of transfers that write to these disks and have not ended."""
+    return _open(session, disk_ids, types.ImageTransferDirection.UPLOAD)
+
+
 def _open(session: Session, disk_ids: Collection[str], direction: types.ImageTransferDirection) -> list[str]:
     found = session.ask("list transfers", lambda api: api.image_transfers_service().list())
     return [

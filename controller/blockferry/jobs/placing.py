@@ -200,24 +200,25 @@ class _Job:
 
             def make(disk: DiskManifest, new: engine.NewDisk, stop: copying.Stop) -> Placed:
                 self._progress.step(f"Disk {disk.alias}: making disk {new.id}")
-                self._connection.make_disk(new, self._patience)
                 record = records[new.id]
+                record.begun(new, made_as=new.description)
+                self._connection.make_disk(new, self._patience)
                 made.append((new, record))
+                made_as = None if self._options.keep_partial else new.description
 
                 def opened(transfer_id: str) -> None:
-                    record.begun(new, not self._options.keep_partial, transfer_id)
+                    record.begun(new, made_as, transfer_id)
 
                 with self._connection.writing(new, self._options.keep_partial, opened, self._patience) as transfer:
                     return self._write(disk, new.id, transfer, stop, only_differences=False)
 
             try:
-                placed = self._side_by_side(wanted, make)
-                for record in records.values():
-                    record.ended()
-                yield placed
+                yield self._side_by_side(wanted, make)
             except BaseException:
                 self._leave(made)
                 raise
+            for record in records.values():
+                record.ended()
 
     def check_free(self, vm: NewVm) -> None:
         """Raises Conflict when the new VM's name, or an id that it shall keep, is taken."""
@@ -321,7 +322,7 @@ class _Job:
             with unfinished.alone(self._state, target.id) as record:
 
                 def opened(transfer_id: str) -> None:
-                    record.begun(target, False, transfer_id)
+                    record.begun(target, transfer_id=transfer_id)
 
                 try:
                     # Whatever happens, the disk is kept: else the engine would remove it.
@@ -347,10 +348,9 @@ class _Job:
             assert disk is not None
             self._progress.step(f"Disk {disk.alias}: ending what an earlier restore left open")
             try:
-                if disk.new:
-                    self._connection.cancel_writing(disk.transfer_id)
-                    self._connection.remove_disk(disk.id)
-                else:
+                if disk.made_as is not None:
+                    self._connection.remove_unfinished_disk(disk.id, disk.made_as)
+                elif disk.transfer_id is not None:
                     self._connection.end_writing(disk.transfer_id, disk)
             except errors.EngineUnreachable:
                 raise

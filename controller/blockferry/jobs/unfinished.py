@@ -1,9 +1,10 @@
 """
-What a running restore has open in the engine: disks that are being written, each through a transfer.
+What a running restore has open in the engine: disks that it makes, or writes to.
 
-One file per disk in the state directory, locked while the disk is written. A controller that is killed leaves its file
-behind with the lock gone, and the disk locked in the engine, so that its VM cannot start. The next restore, of whatever
-disk, finds in the file what to end.
+One file per disk in the state directory, locked while the disk is written. It is there before the engine is asked for
+anything, and until nothing has to be ended any more. A controller that is killed leaves it behind with the lock gone:
+the next restore, of whatever disk, finds in the file what to end. A disk that was there before is locked in the engine
+until then, so that its VM cannot start; a new one is of no use.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ class OpenDisk(msgspec.Struct, frozen=True):
     """
     A disk that was not seen to be complete.
 
-    new: a restore made it; else it was there before.  transfer_id: of the transfer that writes it.
+    made_as: the description under which a restore makes it, and by which it is known; None when it was there before.
+    transfer_id: of the transfer that writes it, None before there is one.
     """
 
     id: str
     alias: str
     size: int
-    new: bool
-    transfer_id: str
+    made_as: str | None
+    transfer_id: str | None = None
 
 
 class Record:
@@ -46,9 +48,9 @@ class Record:
         self.open = _read(path)
         self._path = path
 
-    def begun(self, disk: Transferred, new: bool, transfer_id: str) -> None:
-        """Write down a transfer. Durable when this returns. Raises ConfigError."""
-        self.open = OpenDisk(disk.id, disk.alias, disk.size, new, transfer_id)
+    def begun(self, disk: Transferred, made_as: str | None = None, transfer_id: str | None = None) -> None:
+        """Write down what is open, see OpenDisk. Durable when this returns. Raises ConfigError."""
+        self.open = OpenDisk(disk.id, disk.alias, disk.size, made_as, transfer_id)
         with _errors_of(self._path):
             files.replace(self._path, msgspec.json.encode(self.open))
 

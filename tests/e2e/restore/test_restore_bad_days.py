@@ -11,11 +11,13 @@ from typing import Any
 
 import ovirtsdk4
 import pytest
+from ovirtsdk4 import types
 
 from blockferry_agent.nbd import Address
 from tests.component import nbd_servers
 from tests.e2e.bad_days.scene import Held
 from tests.e2e.restore.scene import Scene
+from tests.lab import processes
 from tests.lab.lab import Lab, MiB
 
 pytestmark = pytest.mark.lab
@@ -144,6 +146,29 @@ def test_killed_restores_are_ended_by_the_next_one(scene: Scene, images: dict[st
     assert scene.disk_ids() == before
     for disk_id, image in images.items():
         scene.assert_holds(disk_id, image)
+
+
+def test_a_restore_that_is_killed_before_it_writes(scene: Scene) -> None:
+    """It has made its disks, and no transfer: the next one removes them, but for one that a VM has by now."""
+    before = scene.disk_ids()
+    scene.lab.engine.faults.delay("/imagetransfers", 5)
+    with Held(scene.operator.start("restore", scene.vm.name, "latest", "--new-disk")) as held:
+        held.wait_until(lambda: len(scene.disk_ids() - before) == 2)
+        for disk_id in scene.disk_ids() - before:
+            scene.wait_for_disk(disk_id)
+        held.process.kill()
+        held.end()
+    scene.lab.engine.faults.reset()
+    used = min(scene.disk_ids() - before)
+    attachments = scene.engine.vms_service().vm_service(scene.vm.id).disk_attachments_service()
+    attachment = types.DiskAttachment(disk=types.Disk(id=used), interface=types.DiskInterface.VIRTIO, active=True)
+    attachments.add(attachment)
+    try:
+        scene.assert_says(scene.restore("--in-place"), 0, "ending what an earlier restore left open")
+        assert scene.disk_ids() == before | {used}
+    finally:
+        attachments.attachment_service(used).remove(detach_only=False)
+        processes.wait_for("the disk's end", lambda: scene.disk_ids() == before)
 
 
 @pytest.mark.parametrize("transport", ["grpc", "imageio"])

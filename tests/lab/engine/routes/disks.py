@@ -27,6 +27,7 @@ def routes(services: Services) -> Table:
                     "name": lambda disk: disk.alias,
                     "alias": lambda disk: disk.alias,
                     "status": lambda disk: disk.status,
+                    "number_of_vms": lambda disk: len(db.owners_of(disk.id)),
                     "vm_names": lambda disk: [vm.name for vm, _ in db.owners_of(disk.id)],
                 },
             )
