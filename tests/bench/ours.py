@@ -1,7 +1,7 @@
 """
 One operation on a repository, in a process of its own: so its start and its memory count, as those of its peers do.
 
-    python -m tests.bench.ours init|backup|restore|verify URL …
+    python -m tests.bench.ours init|backup|restore|verify|fill|collect URL …
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import xxhash
 
 from blockferry.jobs import images
-from blockferry.repository import Carrier, Manifest, Repository, Vm
+from blockferry.repository import Carrier, Manifest, Repository, Times, Vm
 from blockferry.repository.index import Range
 from blockferry.repository.keys import Passphrase
 from blockferry.repository.store.bucket import Bucket
@@ -29,14 +30,19 @@ PASSPHRASE = "as long as it takes"
 
 _VM = Vm("7ad5b6a9-9a1e-4d35-9d3f-0a37be5a01a1", "bench")
 _DISK = "11111111-2222-3333-4444-555555555555"
+_SMALL = 512
+"""Bytes of the chunks that `fill` makes: what each costs beside its content is looked for."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.ours", description=__doc__)
-    parser.add_argument("operation", choices=("init", "backup", "restore", "verify"))
+    parser.add_argument("operation", choices=("init", "backup", "restore", "verify", "fill", "collect"))
     parser.add_argument("url")
     parser.add_argument("--image", type=Path, help="what is backed up, or restored to")
     parser.add_argument("--dirty", type=int, metavar="VERSION", help="back up only what this version has changed")
+    parser.add_argument("--chunks", type=int, help="to be made by `fill`")
+    parser.add_argument("--content", type=int, default=0, help="of what `fill` makes: another number, other chunks")
+    parser.add_argument("--window", type=int, default=1 * MiB, help="of a new repository")
     parser.add_argument("--compression", choices=("zstd", "none"), default="zstd")
     parser.add_argument("--encrypted", action="store_true")
     parser.add_argument("--one-at-a-time", action="store_true", help="one request to a bucket at a time")
@@ -47,7 +53,7 @@ def main() -> None:
         Bucket.side_by_side = 1
     secret = Passphrase(PASSPHRASE) if options.encrypted else None
     if options.operation == "init":
-        Repository.init(options.url, compression=options.compression, secret=secret)
+        Repository.init(options.url, options.window, compression=options.compression, secret=secret)
         return
     repository = Repository.open(options.url, secret)
     match options.operation:
@@ -55,8 +61,12 @@ def main() -> None:
             back_up(repository, options.image, options.dirty)
         case "restore":
             restore(repository, options.image)
-        case _:
+        case "verify":
             verify(repository)
+        case "fill":
+            fill(repository, options.chunks, options.content)
+        case _:
+            collect(repository)
 
 
 def back_up(repository: Repository, image: Path, dirty: int | None) -> Manifest:
@@ -67,10 +77,14 @@ def back_up(repository: Repository, image: Path, dirty: int | None) -> Manifest:
     if dirty is not None:
         base = repository.points()[0]
         ranges = ChangingImage.changes(size, dirty)
-    with repository.new_point(_VM) as draft, image.open("rb") as file:
-        mode = "full" if base is None else "incremental"
-        writer = draft.disk(_DISK, size, mode, base)
-        for block in _blocks(file.fileno(), ranges, repository.settings.window):
+    with image.open("rb") as file:
+        return _commit(repository, _blocks(file.fileno(), ranges, repository.settings.window), size, base)
+
+
+def _commit(repository: Repository, blocks: Iterable[Block], size: int, base: Manifest | None = None) -> Manifest:
+    with repository.new_point(_VM) as draft:
+        writer = draft.disk(_DISK, size, "full" if base is None else "incremental", base)
+        for block in blocks:
             writer.write(block)
         writer.finish(
             alias="system",
@@ -118,6 +132,29 @@ def verify(repository: Repository) -> None:
     if found.damage or found.unreadable:
         sys.exit(f"{repository.url} is damaged: {found.damage}{found.unreadable}")
     print(f"{found.chunks} chunks, {found.checked / MiB:.0f} MiB")
+
+
+def fill(repository: Repository, chunks: int, content: int) -> None:
+    """Commit a point of so many small chunks, one in each window."""
+    window = repository.settings.window
+
+    def blocks() -> Iterator[Block]:
+        for number in range(chunks):
+            start = number * window
+            data = f"{content} {number} ".encode().ljust(_SMALL, b".")
+            yield Block(start, _SMALL, Kind.DATA, xxhash.xxh3_128_digest(data), data)
+            yield Block(start + _SMALL, window - _SMALL, Kind.ZERO)
+
+    _commit(repository, blocks(), chunks * window)
+
+
+def collect(repository: Repository) -> None:
+    """Delete the newest point, and remove at once what only that needed."""
+    repository.delete(repository.points()[0])
+    done = repository.collect(Times(trash=timedelta(0), young=timedelta(0)), lambda text: None)
+    print(f"removed {done.freed.objects}")
+    if done.hindrance is not None:
+        sys.exit(done.hindrance)
 
 
 if __name__ == "__main__":
