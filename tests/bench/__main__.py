@@ -12,14 +12,15 @@ from pathlib import Path
 from types import ModuleType
 
 from blockferry_agent.units import GiB, MiB
-from tests.bench import backup, contenders, race, repository, scale, stage
+from tests.bench import backup, contenders, many, race, repository, scale, stage
 from tests.bench.paper import Report
 from tests.bench.race import Unavailable
 from tests.lab.lab import Lab
 
 _OF_ALL = "GiB/s of the whole image, whatever has changed or is zeros."
 
-PARTS = (*stage.DATA, "backup", "scale", "repository")
+PARTS = (*stage.DATA, "backup", "scale", "repository", "many")
+_CHUNKS = 1_000_000
 
 
 def main() -> int:
@@ -47,6 +48,8 @@ def main() -> int:
         _scale(report, options.rounds)
     if "repository" in parts:
         _repository(report, size, options.rounds)
+    if "many" in parts:
+        report.text(f"{_CHUNKS:,} chunks of 512 bytes in a directory on this machine's disk", many.table(_CHUNKS))
     print(f"written to {options.out}")
     return 0
 

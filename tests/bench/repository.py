@@ -385,10 +385,10 @@ def in_far_bucket(place: Place) -> list[Tool]:
 
 
 @contextlib.contextmanager
-def directory_trial(size: int) -> Iterator[Trial]:
+def directory_trial(size: int, tools: Callable[[Place], list[Tool]] = in_directory) -> Iterator[Trial]:
     """Have a trial in a directory of this machine's disk, where flushing costs what it costs."""
     with _place() as place, _image(size) as image:
-        yield Trial(in_directory(place), image, image.path.parent, _LIKE_FOR_LIKE)
+        yield Trial(tools(place), image, image.path.parent, _LIKE_FOR_LIKE)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import count
 from pathlib import Path
 
+import pytest
+
+from blockferry.repository import store as stores
 from blockferry_agent.units import GiB, KiB, MiB
-from tests.bench import contenders, paper, race, scale, stage
+from tests.bench import changing, contenders, far, many, paper, race, repository, scale, stage
 from tests.bench.race import Contender, Result, Unavailable
 
 
@@ -69,6 +73,49 @@ def test_scale_checks_run_small() -> None:
         results = race.run(contenders.incremental(scene, dirty), 1, lambda text: None)
     assert all(found.seconds for found in results), [found.reason for found in results]
     assert scale.fragmented(size=64 * MiB).count == 16
+
+
+def test_an_image_changes_by_a_twentieth_where_it_says(tmp_path: Path) -> None:
+    image = changing.ChangingImage(tmp_path / "image", 64 * MiB)
+    before = image.path.read_bytes()
+    image.change(1)
+    after = image.path.read_bytes()
+    changes = image.changes(image.size, 1)
+    assert 0.05 <= sum(length for _, length in changes) / image.size < 0.07
+    position = 0
+    for start, length in changes:
+        assert before[position:start] == after[position:start]
+        assert before[start : start + length] != after[start : start + length]
+        position = start + length
+    assert before[position:] == after[position:]
+
+
+def test_a_repository_is_made_and_read_by_commands() -> None:
+    with repository.directory_trial(2 * MiB, lambda place: [repository.Ours(place, encrypted=True)]) as trial:
+        for operation in (trial.backup, trial.second_backup, trial.restore, trial.verify):
+            (found,) = operation(0, lambda text: None)
+            assert found.reason == ""
+        costs = trial.costs()
+    assert "| ours, encrypted, zstd | second backup |" in costs
+
+
+def test_a_far_bucket_is_late_and_never_out_of_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    with far.serving(delay=0.05) as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        store = stores.connect(f"s3://{service.new_bucket()}/here")
+        for content in (b"one", b"another"):
+            store.put("a/b", content)
+            began = time.monotonic()
+            assert [store.get("a/b", 10) for _ in range(2)] == [content] * 2
+            assert time.monotonic() - began >= 0.1
+        asked = len(service.requests)
+        store.get("a/b", 10)
+        assert len(service.requests) == asked
+
+
+def test_many_chunks_run_small() -> None:
+    assert "`collect`: 100 of 200 removed" in many.table(200)
 
 
 def test_the_report_has_every_round(tmp_path: Path) -> None:
