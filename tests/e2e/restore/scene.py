@@ -99,6 +99,10 @@ class Scene(scene.Scene):
         found = self.engine.image_transfers_service().list()
         return [transfer for transfer in found if transfer.phase.value not in FINAL_PHASES]
 
+    def macs(self, vm_id: str) -> set[str]:
+        """The MAC addresses of a VM's network interfaces."""
+        return {nic.mac.address for nic in self.engine.vms_service().vm_service(vm_id).nics_service().list()}
+
     def disk_ids(self) -> set[str]:
         return {disk.id for disk in self.engine.disks_service().list()}
 

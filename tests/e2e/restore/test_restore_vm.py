@@ -33,6 +33,7 @@ def test_a_vm_is_destroyed_and_comes_back(lab: Lab, scene: Scene) -> None:
     lost = {disk.id for disk in vm.disks}
 
     service = scene.engine.vms_service().vm_service(vm.id)
+    macs = scene.macs(vm.id)
     service.stop()
     vm.wait_until_down()
     service.remove()
@@ -41,6 +42,7 @@ def test_a_vm_is_destroyed_and_comes_back(lab: Lab, scene: Scene) -> None:
     result = scene.operator.do("restore", "lost", "latest", "--new-vm", "lost", "--keep-ids", "--start")
     assert (result["vm_id"], result["vm_name"], result["started"]) == (vm.id, "lost", True)
     assert {disk["disk_id"] for disk in result["disks"]} == {disk["source_id"] for disk in result["disks"]}
+    assert scene.macs(vm.id) == macs
     guest = lab.host.guest(vm.id)
     guest.wait_until_up()
     assert guest.run("md5sum /mnt/*/* /mnt/*/*/* 2>/dev/null | sort; ls -lR /mnt | grep -v total") == digests
@@ -55,21 +57,24 @@ def test_a_vm_is_destroyed_and_comes_back(lab: Lab, scene: Scene) -> None:
 
 
 def test_a_vm_beside_the_old_one(lab: Lab, scene: Scene, tmp_path: Path) -> None:
-    """Under new ids, in another storage domain, without the agent."""
+    """Under new ids, with new MAC addresses, in another cluster and storage domain, without the agent."""
     domain = lab.engine.add_storage_domain("data2")
+    cluster = lab.engine.add_cluster("Other")
     images = scene.images(tmp_path)
     refused = scene.restore("--new-vm", scene.vm.name)
     scene.assert_says(refused, 6, f"has a VM '{scene.vm.name}' already")
     refused = scene.restore("--new-vm", "twin", "--keep-ids")
     scene.assert_says(refused, 6, f"still has VM {scene.vm.id}.*--keep-ids")
     refused = scene.restore("--new-vm", "twin", "--cluster", "Elsewhere")
-    scene.assert_says(refused, 5, "no cluster 'Elsewhere'.*It has: Default")
+    scene.assert_says(refused, 5, "no cluster 'Elsewhere'.*It has: Default, Other")
 
     # The import lacks a disk, of which only an event tells.
     lab.engine.faults.fail_attach()
-    options = ("--storage-map", "data1=data2", "--transport", "imageio", "--no-fallback")
+    options = ("--cluster", "Other", "--storage-map", "data1=data2", "--transport", "imageio", "--no-fallback")
     result = scene.restored("--new-vm", "twin", *options)
     assert result["vm_id"] != scene.vm.id
+    assert scene.engine.vms_service().vm_service(result["vm_id"]).get().cluster.id == cluster
+    assert len(scene.macs(result["vm_id"]) - scene.macs(scene.vm.id)) == 1
     attachments = scene.engine.vms_service().vm_service(result["vm_id"]).disk_attachments_service().list(follow="disk")
     by_id = {attachment.disk.id: attachment for attachment in attachments}
     assert set(by_id) == {disk["disk_id"] for disk in result["disks"]}

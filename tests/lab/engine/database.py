@@ -4,6 +4,7 @@ The engine's tables, and the one lock over them.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import uuid
 
@@ -82,3 +83,8 @@ class Database:
 
 def new_id() -> str:
     return str(uuid.uuid4())
+
+
+def new_mac() -> str:
+    """Of the range that the engine's own pool begins with."""
+    return "56:6f:" + secrets.token_bytes(4).hex(":")

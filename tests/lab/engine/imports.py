@@ -1,6 +1,9 @@
 """
 VMs from configurations: what POST /vms with an OVF document does (ImportVmFromConfigurationCommand).
 
+Imported as a new VM it gets new ids, and new MAC addresses from the pool; else both stay, and neither may be in use
+(ImportVmCommandBase).
+
 It makes no disks. Those that the configuration names are attached when they are there and floating; when some are not,
 the VM is imported all the same, and only an event tells.
 """
@@ -15,7 +18,7 @@ from lxml import etree
 from tests.lab import domains
 from tests.lab.engine import model, ovf, rejections
 from tests.lab.engine.context import Context
-from tests.lab.engine.database import new_id
+from tests.lab.engine.database import new_id, new_mac
 from tests.lab.engine.vms import Vms
 
 T = TypeVar("T")
@@ -24,6 +27,7 @@ MiB = 1024**2
 
 _NAMESPACES = {"ovf": ovf.OVF, "rasd": ovf.RASD, "xsi": ovf.XSI}
 _MEMORY = ".//Item[rasd:ResourceType='4']/rasd:VirtualQuantity"
+_NICS = ".//Item[rasd:ResourceType='10']"
 _INTERFACES = {"VirtIO": "virtio", "VirtIO_SCSI": "virtio_scsi"}
 
 
@@ -49,6 +53,7 @@ class _Configuration:
     name: str
     memory: int
     disks: list[model.Attachment]
+    nics: list[model.Nic]
 
 
 class Imports:
@@ -73,7 +78,12 @@ class Imports:
                     "Import VM failed - VM Name already exists in the Data Center."
                     " Please rename the VM in the Data Center or choose a different name for the VM to import."
                 )
-            vm = self._make(vm_id, name, request.cluster_id, found.memory)
+            if request.regenerate_ids:
+                nics = [dataclasses.replace(nic, id=new_id(), mac=new_mac()) for nic in found.nics]
+            else:
+                nics = found.nics
+                self._check_macs(nics)
+            vm = self._make(vm_id, name, request.cluster_id, found.memory, nics)
             missing = [disk.disk_id for disk in found.disks if not self._attach(vm, disk)]
         if missing:
             self._context.events.add(175, vm, correlation_id, disks=", ".join(missing))
@@ -81,7 +91,14 @@ class Imports:
             self._context.events.add(174, vm, correlation_id)
         return vm
 
-    def _make(self, vm_id: str, name: str, cluster_id: str, memory: int) -> model.Vm:
+    def _check_macs(self, nics: list[model.Nic]) -> None:
+        used = {nic.mac for vm in self._db.vms.values() for nic in vm.nics}
+        taken = [nic.mac for nic in nics if nic.mac in used]
+        if taken:
+            # The engine's own words are not known here.
+            raise rejections.Conflict(f"Import VM failed - MAC addresses are in use already: {', '.join(taken)}.")
+
+    def _make(self, vm_id: str, name: str, cluster_id: str, memory: int, nics: list[model.Nic]) -> model.Vm:
         """A VM without disks."""
         host = self._db.spm
         host.define_vm(domains.VmSpec(id=vm_id, name=name, disks=(), memory=memory))
@@ -93,6 +110,7 @@ class Imports:
             memory=memory,
             active_snapshot_id=new_id(),
             attachments=[],
+            nics=nics,
         )
         self._db.vms[vm_id] = vm
         return vm
@@ -118,6 +136,7 @@ def _read(text: str) -> _Configuration:
             name=_needed(envelope.findtext("./Content/Name")),
             memory=int(_needed(envelope.findtext(_MEMORY, None, _NAMESPACES))) * MiB,
             disks=[_attachment(disk) for disk in envelope.iterfind("./Section/Disk")],
+            nics=[_nic(item) for item in envelope.iterfind(_NICS, _NAMESPACES)],
         )
     except (ValueError, LookupError, etree.LxmlError) as error:
         raise rejections.BadParameters("The OVF configuration could not be parsed.") from error
@@ -131,6 +150,13 @@ def _attachment(disk: ovf.Element) -> model.Attachment:
         logical_name="",
         bootable=_attribute(disk, "boot") == "true",
     )
+
+
+def _nic(item: ovf.Element) -> model.Nic:
+    def field(name: str) -> str:
+        return _needed(item.findtext(f"rasd:{name}", None, _NAMESPACES))
+
+    return model.Nic(field("InstanceId"), field("Name"), field("MACAddress"), field("Connection"))
 
 
 def _needed(value: T | None) -> T:

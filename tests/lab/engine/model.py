@@ -127,6 +127,16 @@ class Attachment:
     active: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Nic:
+    """A network interface in a VM, which the engine knows and no guest has: nothing in the lab meets anybody."""
+
+    id: str
+    name: str
+    mac: str
+    network: str = "ovirtmgmt"
+
+
 @dataclasses.dataclass
 class Vm:
     """
@@ -146,6 +156,7 @@ class Vm:
     origin: str = "ovirt"
     transition: str | None = None
     removing_checkpoint: bool = False
+    nics: list[Nic] = dataclasses.field(default_factory=list)
 
     @property
     def status(self) -> str:

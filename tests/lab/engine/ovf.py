@@ -35,6 +35,8 @@ def document(db: Database, vm: model.Vm) -> str:
     _references(envelope, db, vm)
     network = etree.SubElement(envelope, "NetworkSection")
     _text(network, "Info", "List of networks")
+    for name in dict.fromkeys(nic.network for nic in vm.nics):
+        etree.SubElement(network, "Network", _attributes(name=name))
     _disk_section(envelope, db, vm)
     _content(envelope, db, vm)
     return etree.tostring(envelope, xml_declaration=True, encoding="UTF-8").decode()
@@ -54,6 +56,8 @@ def _references(envelope: Element, db: Database, vm: model.Vm) -> None:
                 disk_storage_type="IMAGE",
             ),
         )
+    for nic in vm.nics:
+        etree.SubElement(references, "Nic", _attributes(id=nic.id))
 
 
 def _disk_section(envelope: Element, db: Database, vm: model.Vm) -> None:
@@ -100,6 +104,7 @@ def _content(envelope: Element, db: Database, vm: model.Vm) -> None:
     _text(content, "CreationDate", vm.created.strftime("%Y/%m/%d %H:%M:%S"))
     _text(content, "ClusterCompatibilityVersion", ".".join(map(str, db.clusters[vm.cluster_id].level)))
     _text(content, "VmType", "1")
+    _text(content, "BiosType", "2")
 
     system = _section(content, "OperatingSystemSection_Type", "Guest Operating System")
     system.set(_name(OVF, "id"), vm.id)
@@ -125,6 +130,22 @@ def _content(envelope: Element, db: Database, vm: model.Vm) -> None:
             HostResource=f"{disk.id}/{disk.active.id}",
             Parent="00000000-0000-0000-0000-000000000000",
             StorageId=disk.storage_domain_id,
+        )
+
+    for nic in vm.nics:
+        _item(
+            hardware,
+            f"Ethernet adapter on {nic.network}",
+            nic.id,
+            "10",
+            OtherResourceType=nic.network,
+            ResourceSubType="3",
+            Connection=nic.network,
+            Linked="true",
+            Name=nic.name,
+            ElementName=nic.name,
+            MACAddress=nic.mac,
+            speed="10000",
         )
 
     snapshots = _section(content, "SnapshotsSection_Type", "")

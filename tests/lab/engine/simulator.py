@@ -103,13 +103,18 @@ class EngineSimulator:
             self._db.storage_domains[domain.id] = domain
         return domain.id
 
+    def add_cluster(self, name: str) -> str:
+        """Make one more cluster, without a host; return its id."""
+        cluster = dataclasses.replace(self._cluster, id=new_id(), name=name)
+        with self._db.changed:
+            self._db.clusters[cluster.id] = cluster
+        return cluster.id
+
     def move_host(self, host: Host, cluster: str) -> None:
         """Put a host into another cluster, made when there is none of that name."""
         with self._db.changed:
             found = [one for one in self._db.clusters.values() if one.name == cluster]
-            target = found[0] if found else dataclasses.replace(self._cluster, id=new_id(), name=cluster)
-            self._db.clusters[target.id] = target
-            self._db.hosts[host.id].cluster_id = target.id
+            self._db.hosts[host.id].cluster_id = found[0].id if found else self.add_cluster(cluster)
 
     def set_host_status(self, host: Host, status: str) -> None:
         """status: "up", "maintenance", "non_responsive"…; nothing happens to the host itself."""

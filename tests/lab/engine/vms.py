@@ -11,7 +11,7 @@ from collections.abc import Callable
 from tests.lab import domains
 from tests.lab.engine import model, ovf, rejections
 from tests.lab.engine.context import Context
-from tests.lab.engine.database import new_id
+from tests.lab.engine.database import new_id, new_mac
 from tests.lab.errors import HostError
 from tests.lab.host import Host
 
@@ -50,6 +50,7 @@ class Vms:
                 )
                 for number, disk in enumerate(spec.disks, 1)
             ],
+            nics=[model.Nic(new_id(), "nic1", new_mac())],
         )
         with self._db.changed:
             for number, disk in enumerate(spec.disks, 1):

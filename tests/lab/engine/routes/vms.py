@@ -1,5 +1,5 @@
 """
-VMs, their disk attachments and snapshots.
+VMs, their disk attachments, network interfaces and snapshots.
 """
 
 from __future__ import annotations
@@ -115,6 +115,12 @@ def routes(services: Services) -> Table:
         else:
             services.disks.remove(disk_id)
 
+    @table.get(f"{_VM}/nics")
+    def nics(vm_id: str) -> xml.Element:
+        with db.changed:
+            vm = services.vms.find(vm_id)
+            return xml.collection("nics", [render_nic(vm, nic) for nic in vm.nics])
+
     @table.get(f"{_VM}/snapshots")
     def snapshots(vm_id: str) -> xml.Element:
         with db.changed:
@@ -183,7 +189,19 @@ def render_vm(services: Services, vm: model.Vm) -> xml.Element:
             "initialization": ({"configuration": {"data": configuration, "type": "ovf"}} if configuration else None),
         },
         xml.actions(path, "start", "stop", "shutdown"),
-        *(xml.link(f"{path}/{name}", name) for name in ("diskattachments", "snapshots", "backups", "checkpoints")),
+        *(
+            xml.link(f"{path}/{name}", name)
+            for name in ("diskattachments", "nics", "snapshots", "backups", "checkpoints")
+        ),
+    )
+
+
+def render_nic(vm: model.Vm, nic: model.Nic) -> xml.Element:
+    return xml.entity(
+        "nic",
+        f"vms/{vm.id}/nics/{nic.id}",
+        nic.id,
+        {"name": nic.name, "interface": "virtio", "linked": True, "mac": {"address": nic.mac}, "plugged": True},
     )
 
 
