@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 
 from blockferry import errors
-from blockferry.repository import DiskReader, Hurt, Manifest, Repository, Step, Vm, index, layout, settings
+from blockferry.repository import DiskReader, Hurt, Manifest, Repository, Step, Vm, index, layout, marks, settings
 from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import PAGE, Entry, PageReference, Root
 from blockferry_agent.units import KiB
@@ -237,3 +237,82 @@ def test_the_end_of_a_page_is_not_the_end_of_verification(site: Site) -> None:
     (entry,) = site.repository.disk(point, images.DISK)._index.page(1)
     flipped(site.path / layout.chunk(entry.chunk))
     assert set(site.damaged([point])) == {layout.chunk(entry.chunk)}
+
+
+# Without reading all of it.
+
+
+@pytest.mark.parametrize("damage", [emptied, gone], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("what", ["chunk", "page", "root"])
+def test_a_quick_look_finds_what_is_not_there(site: Site, what: str, damage: Callable[[Path], None]) -> None:
+    name = {"chunk": site.chunk(site.new, 1), "page": site.page(site.new), "root": site.root(site.new)}[what]
+    damage(site.path / name)
+    found = site.repository.verify(site.repository.points(), lambda step: None, 0)
+    assert [each.name for each in found.damage] == [name]
+    assert {hurt.point_id for hurt in found.damage[0].hurts} == {site.new.id}
+
+
+def test_a_quick_look_reads_no_content(site: Site) -> None:
+    flipped(site.path / site.chunk(site.new, 1))
+    found = site.repository.verify(site.repository.points(), lambda step: None, 0)
+    assert (found.chunks, found.checked, found.present, found.covered, found.damage) == (0, 0, 8, None, ())
+
+
+def test_shares_come_to_all_of_it(tmp_path: Path) -> None:
+    """One chunk after another is read, the newest first; then they are read again."""
+    repository = Repository.init(str(tmp_path), WINDOW)
+    point = images.full(repository, os.urandom(5 * WINDOW))
+    entries = list(repository.disk(point, images.DISK).entries(0, 5 * WINDOW))
+    for age, entry in enumerate(entries):
+        os.utime(tmp_path / layout.chunk(entry.chunk), (1_000_000 - age, 1_000_000 - age))
+    steps: list[Step] = []
+    covered = []
+    for number in range(5):
+        flipped(tmp_path / layout.chunk(entries[number].chunk))
+        os.utime(tmp_path / layout.chunk(entries[number].chunk), (1_000_000 - number, 1_000_000 - number))
+        found = repository.verify([point], steps.append, 0.19)
+        assert [each.name for each in found.damage][-1:] == [layout.chunk(entries[number].chunk)]
+        flipped(tmp_path / layout.chunk(entries[number].chunk))
+        os.utime(tmp_path / layout.chunk(entries[number].chunk), (1_000_000 - number, 1_000_000 - number))
+        covered.append(found.covered)
+    assert covered == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0], abs=0.01)
+    found = repository.verify([point], steps.append, 0.19)
+    assert (found.damage, found.checked, found.covered) == ((), 2 * WINDOW, pytest.approx(0.2, abs=0.01))
+    assert steps[-1].disk_id is None
+    assert marks.all_of(repository._store) == set()
+
+
+# What is known to be damaged.
+
+
+def test_a_damaged_chunk_is_marked_until_it_is_sound(site: Site) -> None:
+    name = site.chunk(site.old, 0)
+    content = (site.path / name).read_bytes()
+    flipped(site.path / name)
+    site.damaged(site.repository.points())
+    digest = layout.digest_of(name)
+    assert marks.all_of(site.repository._store) == {digest}
+    assert [each.name for each in site.repository.verify([site.old], lambda step: None, 0).damage] == [name]
+    (site.path / name).write_bytes(content)
+    assert site.repository.verify([site.old], lambda step: None, 0).damage == ()
+    assert marks.all_of(site.repository._store) == set()
+
+
+def test_a_marked_chunk_is_no_reason_to_leave_a_block_out(site: Site) -> None:
+    flipped(site.path / site.chunk(site.old, 0))
+    site.damaged(site.repository.points())
+    known = images.known(site.repository, site.old)
+    assert sorted(start for start, _ in known) == [WINDOW, 2 * WINDOW, 3 * WINDOW]
+    images.full(site.repository, site.image, site.old)
+    assert marks.all_of(site.repository._store) == set()
+    assert site.damaged(site.repository.points()) == {}
+
+
+def test_windows_whose_chunks_are_damaged_are_named(site: Site) -> None:
+    for number in (0, 2):
+        flipped(site.path / site.chunk(site.old, number))
+    site.damaged(site.repository.points())
+    with site.repository.new_point(images.VM) as draft:
+        writer = draft.disk(images.DISK, 4 * WINDOW, "incremental", site.new)
+        assert writer.damaged_windows(0, 4 * WINDOW) == [0, 2 * WINDOW]
+        assert writer.damaged_windows(WINDOW, WINDOW) == []
