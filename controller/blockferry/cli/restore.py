@@ -32,6 +32,7 @@ _WAYS_OF = {
     "--start": ("--new-vm",),
     "--storage-domain": _NEW,
     "--storage-map": _NEW,
+    "--host": _OVIRT,
     "--keep-partial": _NEW,
     "--transport": _OVIRT,
     "--no-fallback": _OVIRT,
@@ -90,6 +91,9 @@ def _pair(_context: click.Context, _option: click.Parameter, texts: tuple[str, .
     "--keep-ids", is_flag=True, help="With --new-vm: VM, disks and network interfaces get the ids that they had."
 )
 @click.option("--start", is_flag=True, help="With --new-vm: start the VM.")
+@click.option(
+    "--host", metavar="HOST", help="Into oVirt: write on this host (name, address or id). Default: the engine chooses."
+)
 @click.option("--keep-partial", is_flag=True, help="Leave new disks in the engine when the restore fails.")
 @click.option(
     "--skip-damaged", is_flag=True, help="Write zeros for what cannot be read in the repository, and list it."
@@ -120,6 +124,7 @@ def restore(
     cluster: str | None,
     keep_ids: bool,
     start: bool,
+    host: str | None,
     keep_partial: bool,
     skip_damaged: bool,
     transports: tuple[TransportName, ...],
@@ -141,6 +146,7 @@ def restore(
             "--start": start,
             "--storage-domain": storage_domain,
             "--storage-map": storage_map,
+            "--host": host,
             "--keep-partial": keep_partial,
             "--transport": transports,
             "--no-fallback": no_fallback,
@@ -160,6 +166,7 @@ def restore(
         storage_domain=storage_domain,
         storage_map=storage_map,
         format=image_format or "qcow2",
+        host=host,
         keep_partial=keep_partial,
         skip_damaged=skip_damaged,
     )

@@ -173,17 +173,19 @@ class Connection:
         keep: bool,
         opened: Callable[[str], None],
         patience: polling.Patience | None = None,
+        host_id: str | None = None,
     ) -> AbstractContextManager[Transfer]:
         """
         Open the way to write a disk; leaving the block ends it, and waits until the engine has accepted the disk.
 
         keep: after a failure, the disk stays with what was written until then; else the engine removes it, also one
         that was there before.  opened: is called with the transfer's id as soon as there is one; end_writing needs it.
-        patience: when it ends, so does the waiting for the way to open, with Interrupted.
+        patience: when it ends, so does the waiting for the way to open, with Interrupted.  host_id: of the host whose
+        Image I/O and agent write; None: the engine chooses one.
 
         Raises Conflict when the disk belongs to a running VM, is locked or being transferred.
         """
-        return disks.writing(self._session, disk, keep, opened, patience)
+        return disks.writing(self._session, disk, keep, opened, patience, host_id)
 
     def end_writing(self, transfer_id: str, disk: Transferred) -> None:
         """End a transfer to a disk that a process that is gone left open; the disk stays. One that ended is fine."""

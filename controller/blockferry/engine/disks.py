@@ -125,14 +125,15 @@ def writing(
     keep: bool,
     opened: Callable[[str], None],
     patience: polling.Patience | None = None,
+    host_id: str | None = None,
 ) -> Iterator[Transfer]:
     """
     Open the way to write a disk; leaving the block ends it, and waits until the engine has accepted the disk.
 
-    keep, opened, patience: see Connection.writing.
+    keep, opened, patience, host_id: see Connection.writing.
     """
     correlation_id = events.new_correlation_id()
-    transfer_id = transfers.request_upload(session, disk, correlation_id)
+    transfer_id = transfers.request_upload(session, disk, correlation_id, host_id)
     try:
         opened(transfer_id)
         yield transfers.wait_for_ticket(session, transfer_id, disk, correlation_id, patience)

@@ -57,14 +57,17 @@ def request(session: Session, backup_id: str, disk: Transferred, correlation_id:
     return _request(session, transfer, disk, correlation_id)
 
 
-def request_upload(session: Session, disk: Transferred, correlation_id: str) -> str:
+def request_upload(session: Session, disk: Transferred, correlation_id: str, host_id: str | None = None) -> str:
     """
     Ask for a transfer that writes a disk, return its id.
+
+    host_id: of the host that it shall go through; None: the engine chooses one.
 
     Raises Conflict when the disk belongs to a running VM, is locked, or is being transferred.
     """
     transfer = types.ImageTransfer(
         disk=types.Disk(id=disk.id),
+        host=types.Host(id=host_id) if host_id else None,
         direction=types.ImageTransferDirection.UPLOAD,
         format=types.DiskFormat.RAW,
         inactivity_timeout=INACTIVITY_TIMEOUT,

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     disks: names or ids; none: all.  transports: which may carry the blocks, the best first.
     storage_domain: name or id for all disks; None: each goes to where it was.  storage_map: by name or id of where a
     disk was, where it goes.  format: of new disks.
+    host: name, address or id of the host that writes; None: the engine chooses one for each disk.
     keep_partial: new disks stay when a restore fails.  skip_damaged: what cannot be read becomes zeros, and is told.
     """
 
@@ -55,6 +57,7 @@ class Options(NamedTuple):
     storage_domain: str | None = None
     storage_map: Mapping[str, str] = {}
     format: Format = "qcow2"
+    host: str | None = None
     keep_partial: bool = False
     skip_damaged: bool = False
 
@@ -181,6 +184,7 @@ class _Job:
         self._options = options
         self._progress = progress
         self._patience = engine.Patience()
+        self._host_id = connection.find_host(options.host).id if options.host else None
         self._end_left_open()
 
     # New disks and VMs.
@@ -209,7 +213,7 @@ class _Job:
                 def opened(transfer_id: str) -> None:
                     record.begun(new, made_as, transfer_id)
 
-                with self._connection.writing(new, self._options.keep_partial, opened, self._patience) as transfer:
+                with self._writing(new, self._options.keep_partial, opened) as transfer:
                     return self._write(disk, new.id, transfer, stop, only_differences=False)
 
             try:
@@ -326,7 +330,7 @@ class _Job:
 
                 try:
                     # Whatever happens, the disk is kept: else the engine would remove it.
-                    with self._connection.writing(target, True, opened, self._patience) as transfer:
+                    with self._writing(target, True, opened) as transfer:
                         placed = self._write(disk, target.id, transfer, stop, only_differences=True)
                 except BaseException:
                     if record.open is not None:
@@ -377,6 +381,11 @@ class _Job:
                     waiting.cancel()
                 raise
         return [done.result() for done in under_way]
+
+    def _writing(
+        self, disk: engine.Transferred, keep: bool, opened: Callable[[str], None]
+    ) -> AbstractContextManager[engine.Transfer]:
+        return self._connection.writing(disk, keep, opened, self._patience, self._host_id)
 
     def _write(
         self,

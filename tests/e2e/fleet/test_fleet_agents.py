@@ -128,6 +128,21 @@ def test_a_network_that_goes_away_for_a_moment(fleet: Fleet, operator: Operator,
     assert_comes_back(operator, result.document, copies.take(), tmp_path / "restored")
 
 
+def test_a_restore_goes_through_the_host_that_is_named(fleet: Fleet, operator: Operator) -> None:
+    """The engine would choose the first host, where no agent is."""
+    operator.do("repository", "init")
+    vm, host = fleet.vms[1], fleet.hosts[1]
+    operator.do("agent", "deploy", host.name)
+    operator.do("backup", vm.name, "--mode", "live", "--disk", vm.disks[1].id)
+    words = ("restore", vm.name, "latest", "--new-disk", "--transport", "grpc", "--no-fallback", "--json")
+    chosen = operator.run(*words)
+    assert chosen.status == 7, chosen.errors
+    (disk,) = operator.do(*words[:-1], "--host", host.name)["disks"]
+    assert [carrier["transport"] for carrier in disk["carriers"]] == ["grpc"]
+    nowhere = operator.run(*words, "--host", "host9")
+    assert nowhere.status == 5, nowhere.errors
+
+
 def listing(machine: Machine) -> set[str]:
     return set(machine.run("sh", "-c", LISTING).splitlines())
 
