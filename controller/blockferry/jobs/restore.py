@@ -67,10 +67,11 @@ def run(
         for path in paths:
             if path.exists():
                 raise errors.Conflict(f"{path} is there already.", "Use --force to replace it, or another directory.")
-    return [
-        _restore_disk(repository, point, disk, path, image_format, skip_damaged, progress)
-        for disk, path in zip(chosen, paths, strict=True)
-    ]
+    with repository.reading(_purpose(point)):
+        return [
+            _restore_disk(repository, point, disk, path, image_format, skip_damaged, progress)
+            for disk, path in zip(chosen, paths, strict=True)
+        ]
 
 
 def stream(
@@ -98,11 +99,16 @@ def stream(
             target.write(part[: min(len(ZEROS), piece.length - start)])
 
     try:
-        data, gaps = _read(repository, point, disk, write, skip_damaged, progress)
+        with repository.reading(_purpose(point)):
+            data, gaps = _read(repository, point, disk, write, skip_damaged, progress)
         target.flush()
     except OSError as error:
         raise errors.RestoreError(f"Standard output cannot be written: {error.strerror or error}.") from None
     return Restored(disk.id, disk.alias, "-", disk.size, data, gaps)
+
+
+def _purpose(point: Manifest) -> str:
+    return f"restore of point {point.id} of VM {point.vm.name}"
 
 
 def _restore_disk(

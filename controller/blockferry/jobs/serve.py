@@ -91,6 +91,7 @@ def serving(
         raise errors.NotFound(f"Recovery point {point.id} has no disks.")
     aliases = [disk.alias for disk in chosen]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(repository.reading(f"serve of point {point.id} of VM {point.vm.name}"))
         chunks = stack.enter_context(ChunkCache(cache))
         exports: list[Export] = []
         for disk in chosen:
