@@ -1,7 +1,9 @@
 """
-Backs up into a repository in a directory, killed before each system call that changes a file, and looks at what is left.
+Backs up into a repository in a directory, or collects it, killed before each system call that changes a file, and looks
+at what is left.
 
-    python -m tests.component.killed_backups DIRECTORY      prints, for each call, what the repository held afterwards
+    python -m tests.component.killed_backups backup DIRECTORY   prints, for each call, how many points there were then
+    python -m tests.component.killed_backups collect DIRECTORY  prints, for each call, how many chunks there were then
 
 A filter of seccomp stops the backup's threads at the calls that count, and nowhere else; ptrace kills the process there.
 All that uses the repository is done in children: threads do not live through a fork, so this process must
@@ -18,9 +20,11 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
-from blockferry.repository import Repository
+from blockferry.repository import Repository, Times
 from blockferry_agent.units import KiB
 from tests.unit import repository_images as images
 
@@ -135,7 +139,7 @@ def killed(action: Callable[[], None], at: int) -> bool:
                 continue
         elif pid == child:
             if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-                raise RuntimeError(f"The backup failed by itself before call {at}.")
+                raise RuntimeError(f"It failed by itself before call {at}.")
             return os.WIFSIGNALED(status)
 
 
@@ -146,6 +150,16 @@ def succeeds(action: Callable[[], None]) -> bool:
 
 def prepare(path: Path) -> None:
     images.full(Repository.init(str(path), WINDOW), OLD)
+
+
+def prepare_garbage(path: Path) -> None:
+    """Make a point, and another one of which a chunk and a page are garbage now, old enough to be removed."""
+    repository = Repository.init(str(path), WINDOW)
+    deleted = images.full(repository, NEW)
+    images.full(repository, OLD)
+    repository.delete(deleted)
+    for file in path.rglob("*"):
+        os.utime(file, (1_000_000, 1_000_000))
 
 
 def back_up(path: Path) -> None:
@@ -166,20 +180,55 @@ def look(path: Path, left: Path) -> None:
     left.write_text(str(len(points)))
 
 
-def main(directory: Path) -> None:
-    """Kill a backup everywhere; print how many points each left."""
-    assert succeeds(lambda: prepare(directory / "before"))
+def collect(path: Path) -> None:
+    """Remove what nobody needs."""
+    Repository.open(str(path)).collect(Times(timedelta(), timedelta()), lambda said: None)
+
+
+def look_collected(path: Path, left: Path) -> None:
+    """Fail unless the point is whole, and another collection removes the rest; write how many chunks there were."""
+    left.write_text(str(_chunks(path)))
+    repository = Repository.open(str(path))
+    (point,) = repository.points()
+    assert images.restore(repository, point) == OLD
+    assert repository.verify([point], lambda step: None).damage == ()
+    collect(path)
+    assert images.restore(repository, point) == OLD
+    # Its chunk, and a page.
+    assert _chunks(path) == 2
+    for folder in ("locks", "condemned", "rescued", "trash"):
+        assert not [file for file in (path / folder).rglob("*") if file.is_file()], folder
+
+
+def _chunks(path: Path) -> int:
+    return sum(file.is_file() for file in (path / "chunks").rglob("*"))
+
+
+class Story(NamedTuple):
+    """What is killed, what was there before, and how the rest is looked at."""
+
+    before: Callable[[Path], None]
+    act: Callable[[Path], None]
+    look: Callable[[Path, Path], None]
+
+
+STORIES = {"backup": Story(prepare, back_up, look), "collect": Story(prepare_garbage, collect, look_collected)}
+
+
+def main(story: Story, directory: Path) -> None:
+    """Kill it everywhere; print what each left."""
+    assert succeeds(lambda: story.before(directory / "before"))
     held: list[int] = []
     path = directory / "now"
     going = True
     while going:
         shutil.copytree(directory / "before", path)
-        going = killed(lambda: back_up(path), at=len(held))
-        assert succeeds(lambda: look(path, directory / "left")), f"killed before call {len(held)}"
+        going = killed(lambda: story.act(path), at=len(held))
+        assert succeeds(lambda: story.look(path, directory / "left")), f"killed before call {len(held)}"
         held.append(int((directory / "left").read_text()))
         shutil.rmtree(path)
     print(json.dumps(held))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(STORIES[sys.argv[1]], Path(sys.argv[2]))

@@ -115,6 +115,15 @@ def test_deleting_twice_is_no_error(store: Store) -> None:
     assert names(store, "a") == []
 
 
+def test_many_are_deleted_and_what_is_not_there_is_no_error(store: Store) -> None:
+    store.put("d/a", b"")
+    store.put("d/b", b"")
+    store.put("d/c", b"")
+    store.delete_all(["d/a", "d/c", "d/x"])
+    assert [listed.name for listed in store.listing("d")] == ["d/b"]
+    store.delete_all([])
+
+
 def test_a_batch_puts_its_last_object(store: Store) -> None:
     with store.batch() as batch:
         store.put("a/chunk", b"chunk")
