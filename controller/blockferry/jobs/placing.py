@@ -112,7 +112,7 @@ def new_disks(site: Site, repository: Repository, point: Manifest, options: Opti
 
     Raises NotFound, Ambiguous, EngineError, TransportError, Damaged, RestoreError when there is no room.
     """
-    with site.engine() as connection:
+    with site.engine() as connection, repository.reading(f"restore of point {point.id} of VM {point.vm.name}"):
         job = _Job(site, repository, connection, point, options, progress)
         with job.new_disks(keep_ids=False) as placed:
             return Result(point.id, tuple(placed))
@@ -127,7 +127,7 @@ def new_vm(
     Raises as new_disks, and Conflict when the name, or an id that is to be kept, is taken.
     """
     ovf = repository.ovf(point)
-    with site.engine() as connection:
+    with site.engine() as connection, repository.reading(f"restore of point {point.id} of VM {point.vm.name}"):
         job = _Job(site, repository, connection, point, options, progress)
         # Whatever would be refused at the end is found out before gigabytes are moved.
         job.check_free(vm)
@@ -146,7 +146,7 @@ def in_place(site: Site, repository: Repository, point: Manifest, options: Optio
     Raises as new_disks, and Conflict when the VM runs, or a disk cannot be written. A disk whose restore fails on the
     way is neither what it was nor what it shall be: the error says so.
     """
-    with site.engine() as connection:
+    with site.engine() as connection, repository.reading(f"restore of point {point.id} of VM {point.vm.name}"):
         job = _Job(site, repository, connection, point, options, progress)
         vm = job.target_vm()
         targets = job.targets(vm)
