@@ -68,6 +68,8 @@ def test_the_agent_is_killed(scene: Scene, images: dict[str, Path]) -> None:
 
 def test_the_engine_is_restarted(scene: Scene, images: dict[str, Path]) -> None:
     with scene.held_restore("--new-disk", "--json") as held:
+        locks = [path.read_text() for path in (scene.operator.directory / "repository" / "locks").rglob("*.json")]
+        assert any("restore of point" in lock for lock in locks), "a collection would take what it reads"
         scene.lab.engine.faults.restart(1)
         held.open()
         result = held.end()
