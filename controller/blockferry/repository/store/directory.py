@@ -122,14 +122,18 @@ class LocalDirectory:
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
-        with faults.of_a_directory(f"{self.url}/{name} cannot be deleted"):
-            (self._path / name).unlink(missing_ok=True)
-            self._remove_empty_folders(name)
+        self.delete_all([name])
 
     def delete_all(self, names: Sequence[str]) -> None:
         """See `Store.delete_all`."""
+        folders = set()
         for name in names:
-            self.delete(name)
+            path = self._path / name
+            with faults.of_a_directory(f"{path} cannot be deleted"):
+                path.unlink(missing_ok=True)
+            folders.add(path.parent)
+        for folder in folders:
+            self._remove_if_empty(folder)
 
     def remove_unfinished(self, before: float) -> list[Listed]:
         """See `Store.remove_unfinished`."""
@@ -156,16 +160,15 @@ class LocalDirectory:
             raise
         return unfinished
 
-    def _remove_empty_folders(self, name: str) -> None:
-        """Remove the folders that an object was in, as far as nothing else is in them."""
-        for folder in (self._path / name).parents:
-            if folder == self._path:
-                return
+    def _remove_if_empty(self, folder: Path) -> None:
+        """Remove a folder, and those that it is in, as far as nothing else is in them."""
+        while folder != self._path:
             try:
                 folder.rmdir()
             except OSError:
                 # Almost always: it is not empty.
                 return
+            folder = folder.parent
 
     @contextmanager
     def batch(self) -> Iterator[LocalBatch]:
