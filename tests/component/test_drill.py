@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 
@@ -70,6 +71,31 @@ def test_a_vm_that_boots_by_uefi_says_so_in_its_configuration(
     monkeypatch.setattr(firmware, "DESCRIPTIONS", tmp_path)
     with pytest.raises(errors.RestoreError, match="boots by UEFI"):
         boot(repository, point, Signs("login:"), tmp_path / "log")
+
+
+def test_disks_come_in_the_order_of_the_configuration(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by a QEMU that says what it was called with, and ends."""
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    second, first = str(uuid.uuid4()), str(uuid.uuid4())
+    with repository.new_point(repository_images.VM) as draft:
+        for disk_id, alias in ((second, "data"), (first, "system")):
+            writer = draft.disk(disk_id, 1 * MiB, "full", None)
+            writer.write(repository_images.zero(0, 1 * MiB))
+            repository_images.finish(writer, alias, bootable=alias == "system")
+        draft.ovf("".join(f'<Disk ovf:fileRef="{disk_id}/{uuid.uuid4()}"/>' for disk_id in (first, second)))
+        point = draft.commit(
+            mode="live", backup_id=str(uuid.uuid4()), checkpoint_id=str(uuid.uuid4()), parent=None, seconds=1
+        )
+    with pytest.raises(errors.RestoreError, match="QEMU did not start") as refusal:
+        boot(repository, point, Signs("login:"), tmp_path / "log")
+    assert re.findall(r'"export": "(\w+)"', refusal.value.message) == ["system", "data"]
+    assert re.findall(r"drive=disk\d,bootindex=(\d)", refusal.value.message) == ["0", "2"]
 
 
 def test_without_qemu_it_is_told_what_to_install(

@@ -59,6 +59,15 @@ def test_the_point_of_a_destroyed_vm_boots_in_a_drill(lost: Operator, sign: str)
         assert sign in Path(drill["log"]).read_text(errors="replace")
 
 
+def test_a_drill_without_a_sign_of_life_fails(lost: Operator) -> None:
+    """With its own exit code, and with what is needed to find out why."""
+    options = ("--expect", "login:", "--timeout", "1", "--memory", "256")
+    result = lost.run("verify", "db01", "latest", "--boot", *options)
+    assert result.status == 11, result.errors
+    assert "'login:' on the console did not come" in result.errors
+    assert "drills" in result.errors, "where the console is"
+
+
 def test_the_served_point_of_a_destroyed_vm_boots(lost: Operator, sign: str, tmp_path: Path) -> None:
     """
     Done when: a served point boots. A QEMU that knows nothing of ours has the disks by the URIs that
