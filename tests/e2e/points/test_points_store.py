@@ -101,7 +101,7 @@ def test_two_vms_at_the_same_time(
     assert point.bytes("stored") < 64 * KiB
 
 
-def test_fresh_heals_what_was_damaged(
+def test_what_was_damaged_is_healed(
     lab: Lab,
     new_vm: NewVm,
     deployed: Operator,
@@ -110,12 +110,36 @@ def test_fresh_heals_what_was_damaged(
     random: Path,
     tmp_path: Path,
 ) -> None:
+    """By the next incremental, once a verification has found it; by a backup that moves everything, whoever knows of it."""
     vm = new_vm_with(lab, new_vm, random)
     history = History(deployed, vm, copies, engine)
     history.backup()
     history.backup()
     assert deployed.do("verify", vm.name)["damage"] == []
 
+    rot(deployed)
+    # Only what changed is read, so an incremental does not see it.
+    assert history.backup().bytes("read") == 0
+    result = deployed.run("verify", vm.name, "--json", "--quiet")
+    assert result.status == 9
+    (damage,) = result.document["damage"]
+    assert {hurt["point_id"] for hurt in damage["hurts"]} == {point.id for point in history.points}
+
+    point = history.backup()
+    assert point.read_as == ["incremental"]
+    assert point.bytes("read") == MiB
+    assert deployed.do("verify", vm.name)["damage"] == []
+
+    rot(deployed)
+    point = history.backup("--fresh")
+    assert point.manifest["parent_id"] is None
+    assert point.bytes("moved") == DATA
+    assert deployed.do("verify", vm.name)["damage"] == []
+    history.assert_all_restored(tmp_path / "restored")
+
+
+def rot(deployed: Operator) -> None:
+    """Change a bit of the newest chunk of a window."""
     newest = max(
         (path for path in (deployed.directory / "repository/chunks").rglob("*") if path.stat().st_size > MiB // 2),
         key=lambda path: path.stat().st_mtime_ns,
@@ -123,17 +147,3 @@ def test_fresh_heals_what_was_damaged(
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-
-    result = deployed.run("verify", vm.name, "--json", "--quiet")
-    assert result.status == 9
-    (damage,) = result.document["damage"]
-    assert {hurt["point_id"] for hurt in damage["hurts"]} == {point.id for point in history.points}
-    # Only what changed is read, so an incremental does not see it.
-    history.backup()
-    assert deployed.run("verify", vm.name).status == 9
-
-    point = history.backup("--fresh")
-    assert point.manifest["parent_id"] is None
-    assert point.bytes("moved") == DATA
-    assert deployed.do("verify", vm.name)["damage"] == []
-    history.assert_all_restored(tmp_path / "restored")
