@@ -73,7 +73,7 @@ def test_a_vm_that_boots_by_uefi_says_so_in_its_configuration(
         boot(repository, point, Signs("login:"), tmp_path / "log")
 
 
-def test_disks_come_in_the_order_of_the_configuration(
+def test_chipset_and_order_of_disks_are_those_of_the_configuration(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told by a QEMU that says what it was called with, and ends."""
@@ -88,12 +88,16 @@ def test_disks_come_in_the_order_of_the_configuration(
             writer = draft.disk(disk_id, 1 * MiB, "full", None)
             writer.write(repository_images.zero(0, 1 * MiB))
             repository_images.finish(writer, alias, bootable=alias == "system")
-        draft.ovf("".join(f'<Disk ovf:fileRef="{disk_id}/{uuid.uuid4()}"/>' for disk_id in (first, second)))
+        draft.ovf(
+            "<BiosType>1</BiosType>"
+            + "".join(f'<Disk ovf:fileRef="{disk_id}/{uuid.uuid4()}"/>' for disk_id in (first, second))
+        )
         point = draft.commit(
             mode="live", backup_id=str(uuid.uuid4()), checkpoint_id=str(uuid.uuid4()), parent=None, seconds=1
         )
     with pytest.raises(errors.RestoreError, match="QEMU did not start") as refusal:
         boot(repository, point, Signs("login:"), tmp_path / "log")
+    assert "-machine\npc\n" in refusal.value.message
     assert re.findall(r'"export": "(\w+)"', refusal.value.message) == ["system", "data"]
     assert re.findall(r"drive=disk\d,bootindex=(\d)", refusal.value.message) == ["0", "2"]
 

@@ -13,18 +13,19 @@ from blockferry.jobs import firmware
 
 
 @pytest.mark.parametrize(
-    ("ovf", "expected"),
+    ("ovf", "boots_by", "chipset"),
     [
-        ("", "bios"),
-        ("<Content><Name>old</Name></Content>", "bios"),
-        ("<BiosType>0</BiosType>", "bios"),
-        ("<BiosType>2</BiosType>", "bios"),
-        ("<BiosType>3</BiosType>", "uefi"),
-        ("<BiosType>4</BiosType>", "uefi"),
+        ("", "bios", "q35"),
+        ("<Content><Name>old</Name></Content>", "bios", "q35"),
+        ("<BiosType>0</BiosType>", "bios", "q35"),
+        ("<BiosType>1</BiosType>", "bios", "pc"),
+        ("<BiosType>2</BiosType>", "bios", "q35"),
+        ("<BiosType>3</BiosType>", "uefi", "q35"),
+        ("<BiosType>4</BiosType>", "uefi", "q35"),
     ],
 )
-def test_the_configuration_says_what_a_vm_boots_by(ovf: str, expected: str) -> None:
-    assert firmware.of(ovf) == expected
+def test_the_configuration_says_what_a_vm_boots_by(ovf: str, boots_by: str, chipset: str) -> None:
+    assert (firmware.of(ovf), firmware.chipset(ovf)) == (boots_by, chipset)
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ _ASK_AGAIN = 1.0
 """Seconds until the guest agent is asked once more; it may have been there too late for the last time."""
 _ANSWER = 4 * KiB
 """Bytes of an answer of the guest agent that are waited for."""
+_ENDS = 10.0
+"""Seconds within which QEMU is gone that has closed its output."""
 _LINES = 20
 """Lines of the console that are told."""
 
@@ -103,13 +105,11 @@ def run(
         place = UnixSocket(directory / "nbd.sock")
         served = stack.enter_context(serve.serving(repository, point, disks, place, directory, _CACHE, _AHEAD))
         log = stack.enter_context(_log(terms.log))
-        hardware = Hardware(terms.memory, _disks(point, served, ovf, directory / "nbd.sock"), uefi, kvm=True)
+        placed = _disks(point, served, ovf, directory / "nbd.sock")
+        hardware = Hardware(firmware.chipset(ovf), terms.memory, placed, uefi, kvm=True)
         progress.step(f"booting {point.vm.name} as of {point.created:%Y-%m-%d %H:%M:%S} UTC")
         start = time.monotonic()
-        vigil = _kept(qemu, hardware, directory, signs, log, start + terms.timeout)
-        if vigil.kvm_failed:
-            progress.step("KVM fails on this machine: booting again without it, which is slower")
-            vigil = _kept(qemu, hardware._replace(kvm=False), directory, signs, log, start + terms.timeout)
+        vigil = _kept(qemu, hardware, directory, signs, log, start + terms.timeout, progress)
         return Drill(
             point_id=point.id,
             alive=not vigil.missing,
@@ -148,8 +148,20 @@ def _log(path: Path) -> Iterator[IO[bytes]]:
         yield log
 
 
-def _kept(qemu: str, hardware: Hardware, directory: Path, signs: Signs, log: IO[bytes], deadline: float) -> _Vigil:
-    """Run a machine, and return what was seen of it."""
+def _kept(
+    qemu: str, hardware: Hardware, directory: Path, signs: Signs, log: IO[bytes], deadline: float, progress: Progress
+) -> _Vigil:
+    """Run a machine, and return what was seen of it. Raises RestoreError when QEMU does not start."""
+    with contextlib.suppress(errors.RestoreError):
+        vigil = _kept_once(qemu, hardware, directory, signs, log, deadline)
+        if not vigil.qemu_failed:
+            return vigil
+    # KVM that is there and does not work shows in many ways.
+    progress.step("QEMU fails with KVM: booting again without it, which is slower")
+    return _kept_once(qemu, hardware._replace(kvm=False), directory, signs, log, deadline)
+
+
+def _kept_once(qemu: str, hardware: Hardware, directory: Path, signs: Signs, log: IO[bytes], deadline: float) -> _Vigil:
     with (
         tempfile.TemporaryDirectory(dir=directory) as own,
         emulator.running(qemu, hardware, Path(own)) as guest,
@@ -163,7 +175,7 @@ class _Vigil:
     """
     What is seen of a guest.
 
-    text: the end of what came on its console.  kvm_failed: QEMU stands still, see `emulator`.
+    text: the end of what came on its console.  qemu_failed: not the guest has ended, but QEMU, or its KVM.
     """
 
     def __init__(self, guest: Guest, signs: Signs, log: IO[bytes]) -> None:
@@ -173,7 +185,7 @@ class _Vigil:
         self._logged = 0
         self._seen = b""
         self._text_came = signs.text is None
-        self.kvm_failed = False
+        self.qemu_failed = False
         self._question = secrets.randbelow(1 << 31)
         self._asked = 0.0
         self._answer = b""
@@ -194,12 +206,12 @@ class _Vigil:
         return tuple(missing)
 
     def keep(self, deadline: float) -> None:
-        """Watch until all signs came, the guest ended, KVM failed, or the time is up."""
+        """Watch until all signs came, the guest ended, QEMU failed, or the time is up."""
         poll = select.poll()
         poll.register(self._guest.console, select.POLLIN)
         if self._signs.agent:
             poll.register(self._guest.agent, select.POLLIN)
-        while self.missing and not self.kvm_failed:
+        while self.missing and not self.qemu_failed:
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -209,6 +221,7 @@ class _Vigil:
                 if descriptor == self._guest.agent.fileno():
                     self._hear()
                 elif not self._read():
+                    self.qemu_failed = self._guest.process.wait(_ENDS) != 0
                     return
 
     def _read(self) -> bool:
@@ -217,7 +230,7 @@ class _Vigil:
         expected = self._signs.text or ""
         self._seen = (self._seen + data)[-_KEPT - len(expected.encode()) :]
         self._text_came = self._text_came or expected in self.text
-        self.kvm_failed = emulator.KVM_FAILED in self.text
+        self.qemu_failed = emulator.KVM_FAILED in self.text
         # A full disk must not end the drill.
         with contextlib.suppress(OSError):
             self._logged += self._log.write(data[: _LOGGED - self._logged]) or 0

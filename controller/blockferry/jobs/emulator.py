@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from blockferry import errors
-from blockferry.jobs.firmware import Uefi
+from blockferry.jobs.firmware import Chipset, Uefi
 from blockferry_agent.units import MiB
 
 _PROGRAMS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
@@ -27,7 +27,7 @@ _AGENT = "org.qemu.guest_agent.0"
 """The agent's channel, as libvirt and oVirt call it."""
 
 KVM_FAILED = "KVM internal error"
-"""What QEMU says where KVM is there and cannot run a guest, as in some VMs; it stands still then."""
+"""What QEMU may say where KVM is there and cannot run a guest, as in some VMs; it stands still then."""
 
 
 class Disk(NamedTuple):
@@ -48,6 +48,7 @@ class Hardware(NamedTuple):
     memory: bytes.  disks: in their order.  uefi: None for BIOS.  kvm: use it where it is there.
     """
 
+    chipset: Chipset
     memory: int
     disks: Sequence[Disk]
     uefi: Uefi | None
@@ -56,11 +57,13 @@ class Hardware(NamedTuple):
 
 class Guest(NamedTuple):
     """
-    A machine that runs. Both never block.
+    A machine that runs.
 
-    console: what comes on the serial port, with what QEMU itself says.  agent: the channel to the guest agent.
+    process: QEMU.  console: what comes on the serial port, with what QEMU itself says.  agent: the channel to the guest
+    agent. The last two never block.
     """
 
+    process: subprocess.Popen[bytes]
     console: IO[bytes]
     agent: socket.socket
 
@@ -81,6 +84,8 @@ def running(qemu: str, hardware: Hardware, directory: Path) -> Iterator[Guest]:
     Run a machine until the block ends.
 
     qemu: its program.  directory: of this machine alone, for its variables and sockets.
+
+    Raises RestoreError when QEMU does not start.
     """
     with contextlib.ExitStack() as stack:
         # Our end of the channel waits for QEMU, not the other way round, so that nothing has to be tried again.
@@ -100,7 +105,7 @@ def running(qemu: str, hardware: Hardware, directory: Path) -> Iterator[Guest]:
         assert process.stdout is not None
         console = stack.enter_context(process.stdout)
         os.set_blocking(console.fileno(), False)
-        yield Guest(console, stack.enter_context(_connected(waiting, process, console)))
+        yield Guest(process, console, stack.enter_context(_connected(waiting, process, console)))
 
 
 def _connected(waiting: socket.socket, process: subprocess.Popen[bytes], console: IO[bytes]) -> socket.socket:
@@ -121,9 +126,12 @@ def _options(hardware: Hardware, channel: Path, directory: Path) -> Iterator[str
     yield from ("-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot")
     # Without KVM, QEMU goes on to the next by itself.
     yield from ("-accel", "kvm", "-accel", "tcg") if hardware.kvm else ("-accel", "tcg")
-    yield from ("-m", f"{hardware.memory // MiB}M")
+    # All that the processor, or its emulation, can do: newer guests do not run on what QEMU's default can.
+    yield from ("-cpu", "max", "-m", f"{hardware.memory // MiB}M")
     yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-    yield from _firmware(hardware.uefi, directory)
+    yield from _machine(hardware, directory)
+    # Nobody looks at it, but there are boot loaders that want a screen.
+    yield from ("-device", "VGA")
     yield from ("-serial", "stdio", "-device", "virtio-scsi-pci", "-device", "virtio-serial-pci")
     yield from ("-chardev", f"socket,id=agent,path={_escaped(channel)}")
     yield from ("-device", f"virtserialport,chardev=agent,name={_AGENT}")
@@ -139,18 +147,17 @@ def _options(hardware: Hardware, channel: Path, directory: Path) -> Iterator[str
         yield from ("-device", f"{device},drive={node},bootindex={0 if disk.boots else number + 1}")
 
 
-def _firmware(uefi: Uefi | None, directory: Path) -> Iterator[str]:
-    if uefi is None:
-        yield from ("-machine", "q35")
+def _machine(hardware: Hardware, directory: Path) -> Iterator[str]:
+    if hardware.uefi is None:
+        yield from ("-machine", hardware.chipset)
         return
     variables = directory / "variables"
-    shutil.copyfile(uefi.variables.filename, variables)
-    for node, path, kind in (
-        ("code", uefi.code.filename, uefi.code.format),
-        ("variables", str(variables), uefi.variables.format),
-    ):
+    code, template = hardware.uefi
+    shutil.copyfile(template.filename, variables)
+    for node, path, kind in (("code", code.filename, code.format), ("variables", str(variables), template.format)):
         file = {"driver": "file", "filename": path}
         yield from _block({"driver": kind, "node-name": node, "read-only": node == "code", "file": file})
+    # There is no i440FX with UEFI in oVirt.
     yield from ("-machine", "q35,pflash0=code,pflash1=variables")
 
 

@@ -1,5 +1,5 @@
 """
-The firmware that a VM boots by, and where QEMU's is on this machine.
+The firmware and chipset that a VM boots by, and where QEMU's firmware is on this machine.
 
 Distributions describe theirs in JSON files, which QEMU specifies (docs/interop/firmware.json): the first by name that
 fits is the one to take.
@@ -16,12 +16,14 @@ import msgspec
 from blockferry import errors
 
 Firmware = Literal["bios", "uefi"]
+Chipset = Literal["pc", "q35"]
+"""As QEMU calls them; `pc` is i440FX."""
 
 DESCRIPTIONS = Path("/usr/share/qemu/firmware")
 
 _BIOS_TYPE = re.compile(r"<BiosType>\s*(\d+)\s*</BiosType>")
-_Q35_OVMF = 3
-"""The engine's BiosType from which on it is UEFI: 4 is the same with Secure Boot."""
+_I440FX_SEA_BIOS, _Q35_OVMF = 1, 3
+"""Two of the engine's BiosType: between them is q35 with BIOS, above them q35 with UEFI and Secure Boot."""
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -62,8 +64,18 @@ class Uefi(NamedTuple):
 
 def of(ovf: str) -> Firmware:
     """Return what a VM boots by, from its configuration. Without a word it is BIOS."""
+    return "uefi" if _bios_type(ovf) >= _Q35_OVMF else "bios"
+
+
+def chipset(ovf: str) -> Chipset:
+    """Return a VM's chipset, from its configuration: a guest may have no driver for the controllers of another one."""
+    return "pc" if _bios_type(ovf) == _I440FX_SEA_BIOS else "q35"
+
+
+def _bios_type(ovf: str) -> int:
+    """Return the engine's BiosType, 0 when the configuration does not say."""
     found = _BIOS_TYPE.search(ovf)
-    return "uefi" if found and int(found[1]) >= _Q35_OVMF else "bios"
+    return int(found[1]) if found else 0
 
 
 def uefi() -> Uefi:
