@@ -115,6 +115,18 @@ def test_hundreds_of_clients_are_turned_away_and_later_ones_are_not(memory: Memo
         assert client.shake_hands() == memory.size
 
 
+def test_clients_that_say_nothing_keep_nobody_out(memory: Memory, tmp_path: Path) -> None:
+    """Whoever reaches a TCP port can connect, before anybody asks for a certificate."""
+    with contextlib.ExitStack() as stack:
+        working = stack.enter_context(Client(tmp_path / "nbd.sock"))
+        working.shake_hands()
+        for _ in range(MAX_CONNECTIONS + 10):
+            stack.enter_context(Client(tmp_path / "nbd.sock"))
+        with Client(tmp_path / "nbd.sock") as client:
+            assert client.shake_hands() == memory.size
+        assert working.read(0, 512) == bytes(512)
+
+
 def test_a_full_overlay_is_told_and_the_rest_of_the_disk_stays_of_use(tmp_path: Path) -> None:
     """By `blockferry serve` itself, its scratch file on a file system of 1 MiB that only it sees."""
     content = random.Random(1).randbytes(8 * MiB)

@@ -23,7 +23,7 @@ from blockferry.serving.stream import Gone, Stream
 from blockferry.serving.transmission import Transmission
 
 MAX_CONNECTIONS = 64
-"""Clients at once; one more is hung up on."""
+"""Clients at once; for one more, the first that has not chosen an export yet is hung up on, or else itself."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class Server:
         self._tls = tls
         self._lock = threading.Lock()
         self._connections: dict[threading.Thread, Stream] = {}
+        self._negotiating: dict[threading.Thread, Stream] = {}
+        """Those of them that have not chosen an export, perhaps strangers; in the order in which they came."""
         self._stopping = False
         self._wake, self._woken = socket.socketpair()
         self._acceptor = threading.Thread(target=self._accept, name="nbd-accept")
@@ -75,18 +77,28 @@ class Server:
 
     def _admit(self, connected: socket.socket) -> None:
         with self._lock:
-            if len(self._connections) >= MAX_CONNECTIONS:
+            if len(self._connections) >= MAX_CONNECTIONS and not self._make_room():
                 _log.warning("A client was turned away: %d are connected.", MAX_CONNECTIONS)
                 connected.close()
                 return
             stream = Stream(connected)
             thread = threading.Thread(target=self._serve, args=(stream,), name="nbd-client")
-            self._connections[thread] = stream
+            self._connections[thread] = self._negotiating[thread] = stream
             thread.start()
+
+    def _make_room(self) -> bool:
+        """Hang up on the client that has been negotiating for the longest. False when there is none."""
+        for thread, stream in self._negotiating.items():
+            stream.hang_up()
+            del self._negotiating[thread]
+            return True
+        return False
 
     def _serve(self, stream: Stream) -> None:
         try:
             agreement = Negotiation(stream, self._exports, self._tls).run()
+            with self._lock:
+                self._negotiating.pop(threading.current_thread(), None)
             if agreement is not None:
                 Transmission(agreement).run()
         except (Gone, Malformed) as error:
@@ -96,4 +108,5 @@ class Server:
         finally:
             with self._lock:
                 del self._connections[threading.current_thread()]
+                self._negotiating.pop(threading.current_thread(), None)
             stream.close()
