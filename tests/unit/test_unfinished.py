@@ -32,6 +32,15 @@ def test_a_disk_is_found_until_it_was_seen_to_be_complete(tmp_path: Path) -> Non
     assert left(tmp_path) == []
 
 
+def test_a_new_disk_that_is_complete_is_not_to_be_removed(tmp_path: Path) -> None:
+    with unfinished.alone(tmp_path, DISK.id) as record:
+        record.begun(DISK, DISK.made_as, "one")
+        record.written(DISK)
+    (found,) = left(tmp_path)
+    assert found is not None
+    assert (found.id, found.made_as, found.transfer_id, found.written) == (DISK.id, None, None, True)
+
+
 def test_one_restore_writes_a_disk(tmp_path: Path) -> None:
     with (
         unfinished.alone(tmp_path, DISK.id),

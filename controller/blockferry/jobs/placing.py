@@ -214,7 +214,9 @@ class _Job:
                     record.begun(new, made_as, transfer_id)
 
                 with self._writing(new, self._options.keep_partial, opened) as transfer:
-                    return self._write(disk, new.id, transfer, stop, only_differences=False)
+                    placed = self._write(disk, new.id, transfer, stop, only_differences=False)
+                record.written(new)
+                return placed
 
             try:
                 yield self._side_by_side(wanted, make)
@@ -352,7 +354,9 @@ class _Job:
             assert disk is not None
             self._progress.step(f"Disk {disk.alias}: ending what an earlier restore left open")
             try:
-                if disk.made_as is not None:
+                if disk.written:
+                    self._name(disk)
+                elif disk.made_as is not None:
                     self._connection.remove_unfinished_disk(disk.id, disk.made_as)
                 elif disk.transfer_id is not None:
                     self._connection.end_writing(disk.transfer_id, disk)
@@ -361,6 +365,14 @@ class _Job:
             except errors.Error as error:
                 self._progress.warn(f"{error.message} {error.hint}".strip())
             record.ended()
+
+    def _name(self, disk: unfinished.OpenDisk) -> None:
+        """Say that a disk of a restore that was killed is there: somebody may use it by now."""
+        if self._connection.disk_exists(disk.id):
+            self._progress.warn(
+                f"Disk {disk.alias} ({disk.id}), from a restore that was killed, is complete and stays: "
+                "use it, or remove it in the engine."
+            )
 
     def _side_by_side(
         self,

@@ -23,10 +23,10 @@ from blockferry.engine import Transferred
 
 class OpenDisk(msgspec.Struct, frozen=True):
     """
-    A disk that was not seen to be complete.
+    A disk of a restore that was not seen to end.
 
     made_as: the description under which a restore makes it, and by which it is known; None when it was there before.
-    transfer_id: of the transfer that writes it, None before there is one.
+    transfer_id: of the transfer that writes it, None before there is one.  written: completely, and accepted.
     """
 
     id: str
@@ -34,6 +34,7 @@ class OpenDisk(msgspec.Struct, frozen=True):
     size: int
     made_as: str | None
     transfer_id: str | None = None
+    written: bool = False
 
 
 class Record:
@@ -50,15 +51,22 @@ class Record:
 
     def begun(self, disk: Transferred, made_as: str | None = None, transfer_id: str | None = None) -> None:
         """Write down what is open, see OpenDisk. Durable when this returns. Raises ConfigError."""
-        self.open = OpenDisk(disk.id, disk.alias, disk.size, made_as, transfer_id)
-        with _errors_of(self._path):
-            files.replace(self._path, msgspec.json.encode(self.open))
+        self._write(OpenDisk(disk.id, disk.alias, disk.size, made_as, transfer_id))
+
+    def written(self, disk: Transferred) -> None:
+        """A new disk is complete, but its restore is not. Raises ConfigError."""
+        self._write(OpenDisk(disk.id, disk.alias, disk.size, None, written=True))
 
     def ended(self) -> None:
         """Nothing is open any more. Raises ConfigError."""
         self.open = None
         with _errors_of(self._path):
             self._path.unlink(missing_ok=True)
+
+    def _write(self, disk: OpenDisk) -> None:
+        self.open = disk
+        with _errors_of(self._path):
+            files.replace(self._path, msgspec.json.encode(disk))
 
 
 @contextlib.contextmanager

@@ -131,21 +131,27 @@ def test_partial_disks_are_kept_when_asked(scene: Scene) -> None:
 
 
 def test_killed_restores_are_ended_by_the_next_one(scene: Scene, images: dict[str, Path]) -> None:
-    """A VM's disk that stayed locked is free again, a new disk is removed."""
+    """A VM's disk that stayed locked is free again, a new disk is removed, one that was complete is named."""
     before = scene.disk_ids()
     scene.qemu_io("write -P 0x77 0 12M")
     with scene.held_restore("--in-place") as held:
         held.process.kill()
         held.end()
     assert scene.open_transfers()
+    records = scene.operator.directory / "state" / "restoring"
     with scene.held_restore("--new-disk") as held:
+        # The other disk is smaller than what the valves let pass.
+        held.wait_until(lambda: any('"written":true' in path.read_text() for path in records.glob("*.json")))
         held.process.kill()
         held.end()
     assert not scene.open_transfers()
-    assert scene.disk_ids() > before
+    assert len(scene.disk_ids() - before) == 2
     result = scene.restore("--in-place")
     scene.assert_says(result, 0, "ending what an earlier restore left open")
-    assert scene.disk_ids() == before
+    (complete,) = scene.disk_ids() - before
+    scene.assert_says(result, 0, rf"{complete}\), from a restore that was killed, is complete and stays")
+    scene.assert_holds(complete, images[scene.vm.disks[1].id])
+    scene.engine.disks_service().disk_service(complete).remove()
     for disk_id, image in images.items():
         scene.assert_holds(disk_id, image)
 
