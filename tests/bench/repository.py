@@ -332,7 +332,11 @@ class Trial:
             "| | operation | MiB more in the repository | processor seconds | MiB of memory at the peak |",
             "|---|---|---|---|---|",
         ]
-        for (operation, name), used in self._used.items():
+        # Operations in the order in which they were run, and the tools always in the same.
+        operations = dict.fromkeys(operation for operation, _ in self._used)
+        rows = [(operation, tool.name) for operation in operations for tool in self._tools]
+        for operation, name in (row for row in rows if row in self._used):
+            used = self._used[operation, name]
             stored = self._stored[operation, name]
             lines.append(
                 f"| {name} | {operation} | {f'{statistics.median(stored) / MiB:.0f}' if any(stored) else ''} "
