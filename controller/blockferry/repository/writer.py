@@ -18,7 +18,7 @@ from blockferry_agent import errors as agent_errors
 from blockferry_agent.blocks import Block, Kind
 from blockferry_agent.units import MiB
 
-_IN_FLIGHT = 8 * MiB
+_IN_FLIGHT = 16 * MiB
 """Content of one disk that waits to be hashed, compressed and written; one block, when that is larger."""
 
 
