@@ -359,11 +359,11 @@ def test_memory_stays_bounded_while_the_store_is_slow() -> None:
     feeder.start()
     try:
         deadline = time.monotonic() + 30
-        while len(accepted) < 9 and time.monotonic() < deadline:
+        while len(accepted) < 17 and time.monotonic() < deadline:
             time.sleep(0.01)
         # A chance to go too far.
         feeder.join(0.2)
-        assert len(accepted) == 9, "eight in flight, and one that waits"
+        assert len(accepted) == 17, "sixteen in flight, and one that waits"
     finally:
         gate.set()
         feeder.join(30)
