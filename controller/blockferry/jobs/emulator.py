@@ -126,8 +126,9 @@ def _options(hardware: Hardware, channel: Path, directory: Path) -> Iterator[str
     yield from ("-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot")
     # Without KVM, QEMU goes on to the next by itself.
     yield from ("-accel", "kvm", "-accel", "tcg") if hardware.kvm else ("-accel", "tcg")
-    # All that the processor, or its emulation, can do: newer guests do not run on what QEMU's default can.
-    yield from ("-cpu", "max", "-m", f"{hardware.memory // MiB}M")
+    # All that the processor, or its emulation, can do: newer guests do not run on what QEMU's default can. But for
+    # page tables of five levels, which some emulations get wrong (libguestfs leaves them out, too).
+    yield from ("-cpu", "max,la57=off", "-m", f"{hardware.memory // MiB}M")
     yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
     yield from _machine(hardware, directory)
     # Nobody looks at it, but there are boot loaders that want a screen.
