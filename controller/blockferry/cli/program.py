@@ -18,7 +18,7 @@ from typing import NoReturn
 import click
 
 from blockferry import __version__, errors
-from blockferry.cli import agent, backup, compare, output, points, repository, restore, retention, serve
+from blockferry.cli import agent, backup, compare, files, output, points, repository, restore, retention, serve
 from blockferry_agent import malloc
 
 LOG_VARIABLE = "BLOCKFERRY_LOG"
@@ -58,6 +58,7 @@ program.add_command(points.list_points)
 program.add_command(points.show)
 program.add_command(restore.restore)
 program.add_command(serve.serve)
+program.add_command(files.files)
 program.add_command(points.verify)
 program.add_command(retention.prune)
 program.add_command(retention.delete)
