@@ -303,8 +303,8 @@ def test_as_it_is_typed(site: Site, tmp_path: Path) -> None:
         done = blockferry("files", "get", "web", "latest", "/ann/noise", "--to", str(tmp_path / "new"), *own)
     finally:
         chunk.write_bytes(content)
-    assert done.returncode == 11
-    assert "/ann/noise cannot be read" in done.stderr
+    assert done.returncode == 9
+    assert "/ann/noise cannot be read: Chunk" in done.stderr
     assert chunk.name in done.stderr
     assert not list((tmp_path / "new").glob("*"))
 

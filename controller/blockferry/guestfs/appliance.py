@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
@@ -33,8 +34,9 @@ class Appliance:
     guestfish with some disks, which it does not change. Made by `booted`, which ends it. For one thread.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
-        """said: file of its standard error."""
+    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], check: Callable[[], None]) -> None:
+        """said: file of its standard error.  check: raises when nothing more is to be expected."""
+        self._check = check
         self._process = process
         self._said = said
 
@@ -86,9 +88,11 @@ class Appliance:
 
     def _receive(self) -> bytes:
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], _PATIENCE)
-        if not ready:
-            raise errors.RestoreError(f"guestfish has not answered for {_PATIENCE / 60:.0f} minutes.")
+        deadline = time.monotonic() + _PATIENCE
+        while not select.select([self._process.stdout], [], [], 1)[0]:
+            self._check()
+            if time.monotonic() > deadline:
+                raise errors.RestoreError(f"guestfish has not answered for {_PATIENCE / 60:.0f} minutes.")
         data = os.read(self._process.stdout.fileno(), 256 * KiB)
         if not data:
             raise self._ended()
@@ -101,9 +105,12 @@ class Appliance:
 
 
 @contextmanager
-def booted(uris: Sequence[str]) -> Iterator[Appliance]:
+def booted(uris: Sequence[str], check: Callable[[], None]) -> Iterator[Appliance]:
     """
     Boot guestfish with disks, /dev/sda, /dev/sdb and so on. uris: of NBD exports.
+
+    check: called every second while an answer is waited for. What it raises ends the appliance: a file system whose
+    disk fails may ask for the same range again and again, and never answer.
 
     Raises RestoreError when there is no guestfish, or it does not boot.
     """
@@ -126,7 +133,7 @@ def booted(uris: Sequence[str]) -> Iterator[Appliance]:
             start_new_session=True,
         )
         stack.callback(_end, process)
-        appliance = Appliance(process, said)
+        appliance = Appliance(process, said, check)
         try:
             appliance.ask("run")
         except Refused as error:

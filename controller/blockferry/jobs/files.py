@@ -35,6 +35,11 @@ from blockferry_agent.units import KiB, MiB
 _CACHE = 256 * MiB
 _AHEAD = 4 * MiB
 
+_INSTEAD = "Try an older point, or `blockferry restore --skip-damaged` to have the rest of the disk."
+
+_ENOUGH = 100
+"""Failed reads, after which a file system that still does not answer is not waited for any more."""
+
 _NO_FILES = {"swap", "unknown", ""}
 """What libguestfs calls devices without a file system that it knows."""
 
@@ -83,18 +88,41 @@ def opened(repository: Repository, point: Manifest, disks: Sequence[str], progre
     Raises NotFound, Ambiguous, RestoreError without libguestfs, Damaged, RepositoryError.
     """
     with contextlib.ExitStack() as stack:
-        served = stack.enter_context(serve.serving(repository, point, disks, UnixSocket(None), None, _CACHE, _AHEAD))
+        damage = _Damage()
+        served = stack.enter_context(
+            serve.serving(repository, point, disks, UnixSocket(None), None, _CACHE, _AHEAD, damage.note)
+        )
         progress.step(f"looking into {', '.join(disk.alias for disk in served)}")
         # libguestfs knows nbd://…?socket=…, and not the scheme for unix sockets.
         uris = [disk.uri.replace("nbd+unix://", "nbd://", 1) for disk in served]
-        yield Guest(stack.enter_context(appliance.booted(uris)), point)
+        yield Guest(stack.enter_context(appliance.booted(uris, damage.check)), point, damage)
+
+
+class _Damage:
+    """What of the point could not be read. first: why."""
+
+    def __init__(self) -> None:
+        self.first: errors.Error | None = None
+        self._count = 0
+
+    def note(self, error: errors.Error) -> None:
+        """A read failed. Called by any thread."""
+        self.first = self.first or error
+        self._count += 1
+
+    def check(self) -> None:
+        """Raise Damaged when so many reads failed that no answer will come."""
+        if self._count > _ENOUGH:
+            assert self.first is not None
+            raise errors.Damaged(f"The file system cannot be read: {self.first.message}", _INSTEAD)
 
 
 class Guest:
     """The file systems of a point. Made by `opened`."""
 
-    def __init__(self, own: Appliance, point: Manifest) -> None:
+    def __init__(self, own: Appliance, point: Manifest, damage: _Damage) -> None:
         self._appliance = own
+        self._damage = damage
         self._point = point
 
     def places(self) -> list[Place]:
@@ -105,7 +133,7 @@ class Guest:
                 paths |= {name: path for path, name in mounts.items()}
             return [self._place(name, kind, paths.get(name)) for name, kind in self._kinds.items()]
         except Refused as error:
-            raise errors.RestoreError(f"The file systems cannot be listed: {error.message}.") from None
+            raise self._why("The file systems cannot be listed", error) from None
 
     def mount(self, name: str | None) -> None:
         """
@@ -130,7 +158,7 @@ class Guest:
             for path, device in sorted(mounts.items(), key=lambda each: len(each[0])):
                 try:
                     self._mount_one(device, path)
-                except errors.RestoreError:
+                except (errors.RestoreError, errors.Damaged):
                     # Not all that a guest would mount is there: other disks, the network, removable media.
                     if path == "/":
                         raise
@@ -288,7 +316,7 @@ class Guest:
         try:
             self._appliance.ask("mount-ro", device, path)
         except Refused as error:
-            raise errors.RestoreError(f"The file system {device} cannot be mounted: {error.message}.") from None
+            raise self._why(f"The file system {device} cannot be mounted", error) from None
 
     def _status(self, place: bytes) -> Status:
         with self._reading(place):
@@ -313,6 +341,12 @@ class Guest:
     def _target(self, place: bytes) -> str:
         return os.fsdecode(self._appliance.ask("readlink", place).removesuffix(b"\n"))
 
+    def _why(self, what: str, error: Refused) -> errors.Error:
+        """Return why something cannot be done: what is damaged in the repository, or what libguestfs says."""
+        if self._damage.first is not None:
+            return errors.Damaged(f"{what}: {self._damage.first.message}", _INSTEAD)
+        return errors.RestoreError(f"{what}: {error.message}.")
+
     def _none(self, what: str) -> errors.NotFound:
         return errors.NotFound(
             f"Recovery point {self._point.id} {what}.", f"See `blockferry files ls {self._point.vm.name}`."
@@ -327,7 +361,7 @@ class Guest:
         except Refused as error:
             if error.message.endswith("No such file or directory"):
                 raise errors.NotFound(f"Recovery point {self._point.id} has no {path}.") from None
-            raise errors.RestoreError(f"{path} cannot be read: {error.message}.") from None
+            raise self._why(f"{path} cannot be read", error) from None
         except ValueError as error:
             raise errors.RestoreError(f"{path} cannot be read: {error}.") from None
 

@@ -8,7 +8,7 @@ import socket
 import ssl
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -77,12 +77,14 @@ def serving(
     overlay: Path | None,
     cache: int,
     ahead: int,
+    note: Callable[[errors.Error], None] = lambda error: None,
 ) -> Iterator[list[Served]]:
     """
     Serve disks of a recovery point until the block ends.
 
     disks: ids or aliases, empty for all.  overlay: directory for what clients write, None for read-only.
     cache, ahead: bytes of chunks that are kept, and that are fetched ahead of sequential reads.
+    note: told, by any thread, of each read that fails.
 
     Raises NotFound, Ambiguous, ConfigError, Conflict, RestoreError, Damaged, RepositoryError.
     """
@@ -95,7 +97,7 @@ def serving(
         chunks = stack.enter_context(ChunkCache(cache))
         exports: list[Export] = []
         for disk in chosen:
-            content: Disk = PointDisk(repository.disk(point, disk.id), chunks, ahead)
+            content: Disk = PointDisk(repository.disk(point, disk.id), chunks, ahead, note)
             if overlay is not None:
                 content = stack.enter_context(_overlay(content, overlay))
             name = disk.alias if aliases.count(disk.alias) == 1 else disk.id

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -108,15 +108,29 @@ class PointDisk(Generic[E]):
 
     read_only = True
 
-    def __init__(self, stored: Stored[E], cache: ChunkCache, ahead: int) -> None:
-        """ahead: bytes to be ahead of sequential reads."""
+    def __init__(
+        self,
+        stored: Stored[E],
+        cache: ChunkCache,
+        ahead: int,
+        note: Callable[[errors.Error], None] = lambda error: None,
+    ) -> None:
+        """ahead: bytes to be ahead of sequential reads.  note: told of each read that fails."""
         self.size = stored.size
+        self._note = note
         self._stored = stored
         self._cache = cache
         self._ahead = ReadAhead(ahead)
 
     def read(self, start: int, length: int) -> Sequence[Piece]:
         """Return the content of a range (bytes), all of it checked. Raises Damaged, RepositoryError."""
+        try:
+            return self._read(start, length)
+        except errors.Error as error:
+            self._note(error)
+            raise
+
+    def _read(self, start: int, length: int) -> list[Piece]:
         pieces: list[Piece] = []
         position, end = start, start + length
         for entry, content in self._with_content(self._stored.entries(start, length)):

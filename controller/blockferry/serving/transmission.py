@@ -27,6 +27,8 @@ from blockferry_agent.units import GiB, MiB
 THREADS = 4
 """Requests of one connection that are worked on at once. Clients that want more open several connections."""
 
+_FAILED = 1000
+"""Failed requests that are told once only."""
 _STEP = 2 * MiB
 """Bytes of a READ or WRITE that are held at a time."""
 _STATUS_LENGTH = 4 * GiB
@@ -71,6 +73,7 @@ class Transmission:
         self._receiving = threading.Lock()
         self._sending = threading.Lock()
         self._ended = False
+        self._failed: set[tuple[int, int]] = set()
 
     def run(self) -> None:
         """Answer until the client goes, or breaks the protocol. Never raises for what a client does."""
@@ -129,10 +132,14 @@ class Transmission:
         if isinstance(error, OSError):
             _log.error("The overlay of %s failed: %s.", self._export.name, error.strerror or error)
             return _ERRORS.get(error.errno or 0, messages.EIO)
-        _log.error(
-            "%s cannot be read from %d to %d: %s",
-            self._export.name, request.start, request.start + request.length, error,
-        )  # fmt: skip
+        if (request.start, request.length) not in self._failed:
+            # Some clients ask again and again.
+            if len(self._failed) < _FAILED:
+                self._failed.add((request.start, request.length))
+            _log.error(
+                "%s cannot be read from %d to %d: %s",
+                self._export.name, request.start, request.start + request.length, error,
+            )  # fmt: skip
         return messages.EIO
 
     def _check(self, request: Request) -> None:
