@@ -46,7 +46,7 @@ def files() -> None:
 def ls(
     settings: Settings, vm: str, point: str, path: str | None, disks: tuple[str, ...], filesystem: str | None
 ) -> None:
-    """List the directory PATH, or without PATH the file systems."""
+    """List the directory PATH of a recovery point of VM, or without PATH its file systems."""
     with _guest(settings, vm, point, disks) as guest:
         if path is None:
             places = guest.places()
@@ -97,7 +97,7 @@ def get(
     filesystem: str | None,
 ) -> None:
     """
-    Bring files back, and directories with all that is in them.
+    Bring files of VM back, and directories with all that is in them.
 
     Modes and times are kept; as root, owners, by number, and what is in a directory keeps its extended attributes, too.
     Nothing is replaced.
@@ -119,7 +119,11 @@ def get(
 @_options
 @common_options
 def tar(settings: Settings, vm: str, point: str, path: str, disks: tuple[str, ...], filesystem: str | None) -> None:
-    """Write a tar archive of a directory's content, or of one file, to standard output: owners, modes, times kept."""
+    """
+    Write a tar archive of what is in a directory of VM, or of one file, to standard output.
+
+    Owners, modes and times are kept.
+    """
     if sys.stdout.isatty():
         raise click.UsageError("An archive is not for a terminal: write `> FILE`, or `| ssh HOST tar -x`.")
     with _guest(settings, vm, point, disks) as guest:
