@@ -142,3 +142,10 @@ def test_blocks_that_break_off_are_no_success() -> None:
         list(written)
     assert not written.finished and not disk.flushes
     assert disk.opened == disk.closed
+
+
+def test_data_longer_than_the_window_is_refused() -> None:
+    disk = Disk()
+    with pytest.raises(errors.InvalidRequest, match="at most 4096 bytes"):
+        list(Writing(Target(disk.connect, SIZE, True), [data(0, bytes(4 * KiB + 1))], 4 * KiB, 1))
+    assert disk.image == b"\xee" * SIZE
