@@ -10,6 +10,7 @@ when a file cannot be closed, which is how a file server may say that it is full
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -97,8 +98,7 @@ class LocalDirectory:
 
     def put(self, name: str, data: bytes) -> None:
         """See `Store.put`."""
-        _check_still_there(self._path, self._identity)
-        with faults.of_a_directory(f"{self.url}/{name} cannot be written"):
+        with self._writing(f"{self.url}/{name} cannot be written"):
             unfinished = self._write_beside(name, data)
             try:
                 unfinished.rename(self._path / name)
@@ -108,8 +108,7 @@ class LocalDirectory:
 
     def put_new(self, name: str, data: bytes) -> None:
         """See `Store.put_new`."""
-        _check_still_there(self._path, self._identity)
-        with faults.of_a_directory(f"{self.url}/{name} cannot be made"):
+        with self._writing(f"{self.url}/{name} cannot be made"):
             unfinished = self._write_beside(name, data)
             try:
                 _give_name(unfinished, self._path / name)
@@ -146,6 +145,17 @@ class LocalDirectory:
                     path.unlink(missing_ok=True)
                     removed.append(Listed(str(path.relative_to(self._path)), status.st_size, status.st_mtime))
         return removed
+
+    @contextmanager
+    def _writing(self, doing: str) -> Iterator[None]:
+        """Raise our errors, and nothing but that the directory went away when it does, before this or meanwhile."""
+        _check_still_there(self._path, self._identity)
+        try:
+            with faults.of_a_directory(doing):
+                yield
+        except errors.NotFound:
+            _check_still_there(self._path, self._identity)
+            raise
 
     def _write_beside(self, name: str, data: bytes) -> Path:
         """Write a file beside an object's place, and return its path. Raises OSError; there is no file then."""
@@ -250,8 +260,9 @@ def _create(path: Path) -> int:
         try:
             return os.open(path, _NEW_FILE, 0o666)
         except FileNotFoundError:
-            # More than once: who deletes may take the folder away again.
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # More than once: who deletes may take the folder away again, also while `mkdir` looks at what is there.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, _NEW_FILE, 0o666)
 
 
