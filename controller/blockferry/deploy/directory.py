@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import posixpath
+import threading
 import time
 import zipfile
 from collections.abc import Mapping
@@ -166,6 +167,8 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _Kind = TypeVar("_Kind")
+# See `repository.documents` for what happens when several threads begin to convert to a type at once.
+_converting = threading.Lock()
 
 
 class AgentDirectory:
@@ -243,7 +246,8 @@ class AgentDirectory:
 
     def _convert(self, answer: object, kind: type[_Kind]) -> _Kind:
         try:
-            return msgspec.convert(answer, kind)
+            with _converting:
+                return msgspec.convert(answer, kind)
         except msgspec.ValidationError as error:
             raise errors.DeployError(
                 f"{self.path} on {self._connection.where} was written by another version of Blockferry.",

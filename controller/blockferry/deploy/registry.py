@@ -48,6 +48,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     certificate_expires: datetime
 
 
+# Made here, by one thread: see `repository.documents` for what happens when several begin to decode a type at once.
+_DECODER = msgspec.json.Decoder(Record)
+
+
 class Registry:
     """The records of one controller. Every change is complete or did not happen."""
 
@@ -104,7 +108,7 @@ class Registry:
 
     def _read(self, path: Path) -> Record | None:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Record)
+            return _DECODER.decode(path.read_bytes())
         except FileNotFoundError:
             return None  # forgotten just now
         except (OSError, msgspec.MsgspecError) as error:
