@@ -183,6 +183,29 @@ def test_a_point_that_is_brought_back_meanwhile_is_whole_or_stays_in_the_trash(s
             assert site.repository.verify([point], lambda step: None).damage == ()
 
 
+def test_a_point_that_is_brought_back_too_slowly_is_not_brought_back(site: Site) -> None:
+    """It is read from the trash, then flushing takes long: a whole collection passes, which answers were given to."""
+    point = images.full(site.repository, A)
+    site.repository.delete(point)
+    site.store.now += 100_000
+    collected: list[Collected] = []
+
+    class Slow(MemoryStore):
+        def commit(self, name: str, data: bytes) -> None:
+            if layout.point_of(name) and not collected:
+                site.store.now += 1
+                collected.append(site.collect(Times(timedelta(seconds=-1000), timedelta(), 10)))
+            super().commit(name, data)
+
+    slow = Slow()
+    slow.__dict__.update(site.store.__dict__)
+    site.store.now = slow.now
+    with pytest.raises(errors.Conflict, match="emptying the trash"):
+        Repository(slow, site.settings, site.master).undelete(point.vm.id, point.id)
+    assert collected[0].hindrance is None
+    assert site.repository.points() == []
+
+
 def test_what_the_base_of_a_running_backup_needs_stays(site: Site) -> None:
     base = images.full(site.repository, A + B)
     with site.repository.new_point(images.VM) as draft:

@@ -27,9 +27,11 @@ class Reliance:
     The chunks that one writer relies on: 32 bytes of memory for each that he found. Called by several threads at once.
 
     urge: told when somebody begins to wait, so that the end of a collection is looked for at once.
+    was_asked: whether any collection has condemned anything since this was made, and was answered.
     """
 
     def __init__(self, urge: Callable[[], None] = lambda: None) -> None:
+        self.was_asked = False
         self._urge = urge
         self._changed = threading.Condition()
         self._found = bytearray()
@@ -67,6 +69,7 @@ class Reliance:
         """Take note of chunks that will be removed, and return those of them that are relied on already."""
         condemned = frozenset(digests)
         with self._changed:
+            self.was_asked = True
             self._condemned[round_id] = condemned
             relied = {digest for digest in self._digests() if digest in condemned}
             return relied | (condemned & self._looked_for.keys())

@@ -10,6 +10,7 @@ import msgspec
 
 from blockferry import errors
 from blockferry.repository import documents, layout, locks, manifest
+from blockferry.repository.locks import Lock
 from blockferry.repository.manifest import Manifest
 from blockferry.repository.store import Store
 
@@ -71,20 +72,25 @@ def undelete(store: Store, vm_id: str, point_id: str) -> Manifest:
     Raises NotFound when it is not there, Conflict while a collection removes what the trash held, RepositoryError.
     """
     with locks.held(store, "writing", f"undelete of point {point_id}") as lock:
-        if lock.reliance.rounds:
-            raise errors.Conflict("A collection is emptying the trash.", "Run this again when it has ended.")
+        _refuse_beside_collection(lock)
         point = _read(store, vm_id, point_id)
         with store.batch() as batch:
             lock.check()
             batch.commit(layout.manifest(vm_id, point_id), manifest.encode(point))
         try:
             lock.check_age()
-        except errors.RepositoryError:
-            # This machine slept, and a collection may have taken the point's chunks.
+            _refuse_beside_collection(lock)
+        except (errors.RepositoryError, errors.Conflict):
+            # Flushing took long, or this machine slept: a collection has not seen the point, and may take its chunks.
             store.delete(layout.manifest(vm_id, point_id))
             raise
         store.delete(layout.trashed(vm_id, point_id))
     return point
+
+
+def _refuse_beside_collection(lock: Lock) -> None:
+    if lock.reliance.was_asked:
+        raise errors.Conflict("A collection is emptying the trash.", "Run this again when it has ended.")
 
 
 def contents(store: Store) -> list[Trashed]:
