@@ -81,6 +81,38 @@ def test_of_a_process_elsewhere_nothing_is_known_until_it_is_silent(
             lock.check()
 
 
+def test_a_lock_that_was_taken_away_does_not_come_back(store: MemoryStore) -> None:
+    with locks.held(store, "writing", "backup") as lock:
+        store.delete(layout.lock(lock.id))
+        for refuses in (lock.renew, lock.check, lock.renew):
+            with pytest.raises(errors.RepositoryError, match="was lost"):
+                refuses()
+        assert not store.holds(layout.lock(lock.id))
+
+
+def test_a_put_that_hung_brings_no_lock_back(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    with locks.held(store, "writing", "backup") as lock:
+        put = store.put
+
+        def hang(name: str, data: bytes) -> None:
+            monkeypatch.setattr(time, "clock_gettime", lambda clock: now + locks.STALE)
+            put(name, data)
+
+        monkeypatch.setattr(store, "put", hang)
+        for refuses in (lock.renew, lock.check):
+            with pytest.raises(errors.RepositoryError, match="was lost"):
+                refuses()
+
+
+def test_a_torn_lock_is_in_the_way_until_it_is_stale(store: MemoryStore, collector: locks.Lock) -> None:
+    store.put(layout.lock("0" * 32), b"")
+    with pytest.raises(errors.Damaged):
+        collector.others()
+    store.now += locks.STALE + 1
+    assert collector.others() == []
+
+
 def test_only_a_collector_takes_locks_away(store: MemoryStore) -> None:
     with locks.held(store, "writing", "one") as one, locks.held(store, "writing", "two") as two:
         store.now += locks.STALE + 1

@@ -234,7 +234,7 @@ def test_a_backup_that_is_given_up_leaves_only_chunks() -> None:
 def test_the_first_error_is_the_one_raised() -> None:
     store = MemoryStore()
     repository = repository_on(store)
-    full_store = FailingStore(store, at=7, dies=True, error=lambda: errors.RepositoryFull("There is no room."))
+    full_store = FailingStore(store, at=8, dies=True, error=lambda: errors.RepositoryFull("There is no room."))
     with pytest.raises(errors.RepositoryFull):
         images.full(Repository(full_store, repository.settings), os.urandom(20 * WINDOW))
 
@@ -242,7 +242,7 @@ def test_the_first_error_is_the_one_raised() -> None:
 def test_a_failed_writer_takes_nothing_more() -> None:
     store = MemoryStore()
     repository = repository_on(store)
-    failing = Repository(FailingStore(store, at=6), repository.settings)
+    failing = Repository(FailingStore(store, at=7), repository.settings)
     with failing.new_point(images.VM) as draft:
         writer = draft.disk(images.DISK, 100 * WINDOW, "full")
         with pytest.raises(errors.RepositoryError):

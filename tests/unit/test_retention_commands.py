@@ -150,7 +150,7 @@ def test_a_collection_that_is_hindered_says_so(site: Site) -> None:
     done = site.run("collect", "-q", "--json")
     assert done.status == 6
     assert site.points[0].id in json.loads(done.output)["hindrance"]
-    assert "nothing was removed" in done.errors
+    assert "nothing more was removed" in done.errors
     with locks.held(site.repository._store, "collecting", "collect"):
         done = site.run("collect", "-q")
     assert done.status == 6

@@ -268,4 +268,4 @@ def _amount(objects: Iterable[Listed]) -> Amount:
 
 
 def _unknown(error: errors.Damaged) -> str:
-    return f"What the points need cannot be known, so nothing was removed: {error}"
+    return f"What the points need cannot be known, so nothing more was removed: {error}"

@@ -120,6 +120,7 @@ class Lock:
         self._name = layout.lock(self.id)
         self._claim = Claim(kind=kind, purpose=purpose, holder=_this_process(), since=datetime.now(UTC))
         self._is_written = threading.Lock()
+        self._is_lost = False
         self._urged = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lock-{kind}", daemon=True)
@@ -144,7 +145,7 @@ class Lock:
     def renew(self) -> None:
         """Write the lock again, and answer collections. Raises RepositoryError, also when the lock was lost."""
         with self._is_written:
-            self.check_age()
+            self.check()
             if self._claim.kind == "writing":
                 self._heed_collections()
             self._put()
@@ -152,7 +153,9 @@ class Lock:
     def check(self) -> None:
         """Raise RepositoryError unless the lock is there, so that everybody heeds it."""
         self.check_age()
-        if not self._store.holds(self._name):
+        if self._is_lost or not self._store.holds(self._name):
+            # For good: what it stood for was not heeded meanwhile.
+            self._is_lost = True
             raise self._lost()
 
     def check_age(self) -> None:
@@ -176,12 +179,12 @@ class Lock:
         """
         self.renew()
         living = []
-        for held, is_stale in self._all_others():
-            if not is_stale:
-                living.append(held)
+        for lock_id, claim in self._all_others():
+            if claim is not None:
+                living.append(Held(lock_id, claim))
             elif self._claim.kind == "collecting":
-                _log.info("The lock of %s is stale, and taken away", held.claim)
-                self._store.delete(layout.lock(held.id))
+                _log.info("The lock %s is stale, and taken away", lock_id)
+                self._store.delete(layout.lock(lock_id))
         return living
 
     def _keep(self) -> None:
@@ -204,8 +207,11 @@ class Lock:
         self._urged.set()
 
     def _put(self) -> None:
+        began = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._store.put(self._name, documents.encode(self._claim))
-        self._renewed = time.clock_gettime(time.CLOCK_BOOTTIME)
+        # A put that hung for long brings a lock back that others have taken away.
+        self.check_age()
+        self._renewed = began
 
     def _heed_collections(self) -> None:
         """Answer what is condemned, and forget what is not any more."""
@@ -213,7 +219,7 @@ class Lock:
             round_id for each in self._store.listing(layout.CONDEMNED) if (round_id := layout.round_of(each.name))
         }
         # Of a collector that has died nothing is to be feared, and nothing to be waited for.
-        alive = {held.id for held, is_stale in self._all_others() if not is_stale} if rounds else set()
+        alive = {lock_id for lock_id, claim in self._all_others() if claim is not None} if rounds else set()
         rounds = {round_id for round_id in rounds if round_id.partition("-")[0] in alive}
         for round_id in rounds - self.reliance.rounds:
             try:
@@ -225,17 +231,20 @@ class Lock:
         self.reliance.keep_only(rounds)
         self._claim = msgspec.structs.replace(self._claim, seen=tuple(sorted(self.reliance.rounds)))
 
-    def _all_others(self) -> Iterator[tuple[Held, bool]]:
-        """Generate the locks of all others, and whether each is stale."""
+    def _all_others(self) -> Iterator[tuple[str, Claim | None]]:
+        """Generate the locks of all others; None for what a stale one says, which a power failure may have torn."""
         listed = {layout.lock_id_of(each.name): each.modified for each in self._store.listing(layout.LOCKS)}
         if self.id not in listed:
             raise self._lost()
         now = listed.pop(self.id)
         for lock_id, modified in listed.items():
             if lock_id is not None:
+                if now - modified > STALE:
+                    yield lock_id, None
+                    continue
                 with contextlib.suppress(errors.NotFound):
                     claim = _read(self._store, lock_id)
-                    yield Held(lock_id, claim), now - modified > STALE or _is_gone(claim.holder)
+                    yield lock_id, None if _is_gone(claim.holder) else claim
 
     def _lost(self) -> errors.RepositoryError:
         return errors.RepositoryError(
@@ -278,7 +287,18 @@ def _is_gone(holder: Holder) -> bool:
     here = _this_process()
     if (holder.host, holder.boot, holder.namespace) != (here.host, here.boot, here.namespace) or not holder.boot:
         return False
-    return _started(holder.pid) != holder.started
+    started = _started(holder.pid)
+    if started:
+        return started != holder.started
+    try:
+        os.kill(holder.pid, 0)
+    except PermissionError:
+        # Another user's, which /proc may hide.
+        return False
+    except (ProcessLookupError, OverflowError):
+        return True
+    # Ended, and not yet waited for.
+    return True
 
 
 def _boot() -> str:
@@ -294,7 +314,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return when the process was started, in ticks after the boot; "" when there is none, or it has ended."""
+    """Return when the process was started, in ticks after the boot; "" when it has ended, or cannot be seen."""
     with contextlib.suppress(OSError):
         # Behind the name, in parentheses, which may hold anything; see proc(5).
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

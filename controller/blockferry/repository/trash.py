@@ -74,6 +74,7 @@ def undelete(store: Store, vm_id: str, point_id: str) -> Manifest:
     with locks.held(store, "writing", f"undelete of point {point_id}") as lock:
         _refuse_beside_collection(lock)
         point = _read(store, vm_id, point_id)
+        was_there = store.holds(layout.manifest(vm_id, point_id))
         with store.batch() as batch:
             lock.check()
             batch.commit(layout.manifest(vm_id, point_id), manifest.encode(point))
@@ -82,9 +83,14 @@ def undelete(store: Store, vm_id: str, point_id: str) -> Manifest:
             _refuse_beside_collection(lock)
         except (errors.RepositoryError, errors.Conflict):
             # Flushing took long, or this machine slept: a collection has not seen the point, and may take its chunks.
-            store.delete(layout.manifest(vm_id, point_id))
+            if not was_there:
+                store.delete(layout.manifest(vm_id, point_id))
             raise
         store.delete(layout.trashed(vm_id, point_id))
+        if not store.holds(layout.manifest(vm_id, point_id)):
+            # Somebody who was deleting it has taken it away in between.
+            with store.batch() as batch:
+                batch.commit(layout.manifest(vm_id, point_id), manifest.encode(point))
     return point
 
 

@@ -341,7 +341,10 @@ class _Looking:
             before = selection.load(self._store)
             chosen = selection.select(lengths, before, self._share)
             self._read_chosen(chosen, sum(lengths[second] for second in lengths if chosen.has(second)), threads)
-            selection.save(self._store, chosen.after)
+            try:
+                selection.save(self._store, chosen.after)
+            except errors.RepositoryError as error:
+                _log.warning("What was read could not be noted, and will be read again: %s", error.message)
             total = sum(lengths.values())
             read = sum(length for second, length in lengths.items() if chosen.after.has(second))
             self.covered = read / total if total else 1.0

@@ -140,10 +140,12 @@ class LocalDirectory:
         removed = []
         with faults.of_a_directory(f"{self.url} cannot be cleared of unfinished files"):
             for path in self._path.rglob("*#*"):
-                status = path.stat(follow_symlinks=False)
-                if _UNFINISHED.fullmatch(path.name) and path.is_file() and status.st_mtime < before:
-                    path.unlink(missing_ok=True)
-                    removed.append(Listed(str(path.relative_to(self._path)), status.st_size, status.st_mtime))
+                # Its writer may give it its name at any moment.
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat(follow_symlinks=False)
+                    if _UNFINISHED.fullmatch(path.name) and path.is_file() and status.st_mtime < before:
+                        path.unlink()
+                        removed.append(Listed(str(path.relative_to(self._path)), status.st_size, status.st_mtime))
         return removed
 
     @contextmanager
