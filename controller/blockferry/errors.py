@@ -16,6 +16,7 @@ What can go wrong in the controller: one tree, grown from the agent's root. Each
     ├── RepositoryError      the repository failed             8
     │   ├── RepositoryFull       make room, run again          8
     │   ├── WrongKey             give the right key            8
+    │   ├── StorageFailing       see the kernel's log          8
     │   └── Damaged              stored data is not what it was 9
     ├── DeployError          the host or the way to it failed  10
     │   └── HostKeyMismatch      do not trust that host        10
@@ -80,6 +81,10 @@ class RepositoryFull(RepositoryError):
 
 class WrongKey(RepositoryError):
     """The key does not open the repository, or none is given, or one is given and nothing to open."""
+
+
+class StorageFailing(RepositoryError):
+    """The storage under the repository cannot read or write a place."""
 
 
 class Damaged(RepositoryError):

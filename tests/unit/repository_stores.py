@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from random import Random
 
@@ -76,7 +76,7 @@ class MemoryStore:
         with self._lock:
             self._change(name, None)
 
-    def delete_all(self, names: Sequence[str]) -> None:
+    def delete_all(self, names: Iterable[str]) -> None:
         for name in names:
             self.delete(name)
 
@@ -179,7 +179,7 @@ class FailingStore:
         with self._failing():
             self._inner.delete(name)
 
-    def delete_all(self, names: Sequence[str]) -> None:
+    def delete_all(self, names: Iterable[str]) -> None:
         with self._failing():
             self._inner.delete_all(names)
 

@@ -7,7 +7,7 @@ import os
 import random
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -237,6 +237,12 @@ def test_what_is_forgotten_is_read_from_the_storage(tmp_path: Path) -> None:
     assert not is_cached(tmp_path / "chunk")
 
 
+def unnumbered(path: Path) -> Path:
+    """Leave out the number of an unfinished file."""
+    name, mark, _ = path.name.partition("#")
+    return path.with_name(name + mark)
+
+
 def test_everything_is_flushed_before_the_last_object_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,8 +250,8 @@ def test_everything_is_flushed_before_the_last_object_has_its_name(
 
     def watch(name: str, flush: Callable[[int], None]) -> Callable[[int], None]:
         def watched(descriptor: int) -> None:
-            names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-            flushed.append((name, Path(f"/proc/self/fd/{descriptor}").readlink(), names))
+            names = {unnumbered(path).name for path in tmp_path.rglob("*") if path.is_file()}
+            flushed.append((name, unnumbered(Path(f"/proc/self/fd/{descriptor}").readlink()), names))
             flush(descriptor)
 
         return watched
@@ -259,7 +265,7 @@ def test_everything_is_flushed_before_the_last_object_has_its_name(
 
     assert flushed == [
         ("syncfs", tmp_path, {"abcd"}),
-        ("fsync", tmp_path / "vms/manifest.json#0", {"abcd", "manifest.json#0"}),
+        ("fsync", tmp_path / "vms/manifest.json#", {"abcd", "manifest.json#"}),
         ("fsync", tmp_path / "vms", {"abcd", "manifest.json"}),
     ]
 
@@ -364,3 +370,35 @@ def test_a_listing_has_no_unfinished_objects(tmp_path: Path) -> None:
     (tmp_path / "a" / "b#123").write_bytes(b"unfinished")
     assert [found.name for found in store.listing("a")] == ["a/b"]
     assert list(store.listing("nothing")) == []
+
+
+def test_each_is_taken_right_before_it_is_deleted(tmp_path: Path) -> None:
+    store = stores.create(str(tmp_path))
+    for name in "abc":
+        store.put(name, b"")
+
+    def doomed() -> Iterator[str]:
+        yield "a"
+        yield "b"
+        raise errors.Conflict("No longer.")
+
+    with pytest.raises(errors.Conflict):
+        store.delete_all(doomed())
+    assert [store.holds(name) for name in "abc"] == [False, False, True]
+
+
+def test_a_folder_that_goes_while_all_is_flushed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores.create(str(tmp_path))
+    flush, tries = directory._syncfs, 3
+
+    def flush_long(descriptor: int) -> None:
+        nonlocal tries
+        flush(descriptor)
+        if tries := tries - 1:
+            (tmp_path / "a/b").rmdir()
+
+    monkeypatch.setattr(directory, "_syncfs", flush_long)
+    with store.batch() as batch:
+        batch.commit("a/b/c", b"1")
+    assert store.get("a/b/c", 1) == b"1"
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["c"]

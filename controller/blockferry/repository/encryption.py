@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from blake3 import blake3
@@ -118,7 +118,7 @@ class SealedStore:
         """See `Store.delete`."""
         self._inner.delete(name)
 
-    def delete_all(self, names: Sequence[str]) -> None:
+    def delete_all(self, names: Iterable[str]) -> None:
         """See `Store.delete_all`."""
         self._inner.delete_all(names)
 

@@ -12,7 +12,7 @@ same object twice is the same as once. Only of a `put_new` that was asked twice 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -148,11 +148,12 @@ class Bucket:
         except errors.NotFound:
             pass
 
-    def delete_all(self, names: Sequence[str]) -> None:
+    def delete_all(self, names: Iterable[str]) -> None:
         """See `Store.delete_all`."""
-        if names:
+        at_once = list(names)
+        if at_once:
             with faults.of_a_bucket(f"Objects in {self.url} cannot be deleted"):
-                self._store.delete(list(names))
+                self._store.delete(at_once)
 
     def remove_unfinished(self, before: float) -> list[Listed]:
         """See `Store.remove_unfinished`. A bucket has nothing that is unfinished: nothing is put in parts."""

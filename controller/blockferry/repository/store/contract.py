@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
@@ -80,8 +80,12 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Delete the object; it is no error when there is none."""
 
-    def delete_all(self, names: Sequence[str]) -> None:
-        """Delete objects, many at once where the storage can."""
+    def delete_all(self, names: Iterable[str]) -> None:
+        """
+        Delete objects, many at once where the storage can; otherwise each is taken from `names` right before.
+
+        What taking one raises ends it, and is raised.
+        """
 
     def remove_unfinished(self, before: float) -> list[Listed]:
         """Remove what killed writers left and no listing has, older than a time by the storage's clock. Return it."""

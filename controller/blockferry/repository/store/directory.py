@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,7 +124,7 @@ class LocalDirectory:
         """See `Store.delete`."""
         self.delete_all([name])
 
-    def delete_all(self, names: Sequence[str]) -> None:
+    def delete_all(self, names: Iterable[str]) -> None:
         """See `Store.delete_all`."""
         folders = set()
         for name in names:
@@ -220,24 +220,35 @@ class LocalBatch:
     def commit(self, name: str, data: bytes) -> None:
         """See `Batch.commit`."""
         path = self._path / name
-        unfinished = path.with_name(path.name + "#0")
+        unfinished = path.with_name(f"{path.name}#{secrets.randbits(63)}")
         _check_still_there(self._path, self._identity)
         with faults.of_a_directory(f"{path} cannot be written"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if self._flushes:
-                _syncfs(self._directory)
+            descriptor = self._create_after_all_else(unfinished)
             try:
-                with unfinished.open("wb") as file:
-                    file.write(data)
-                    file.flush()
+                try:
+                    _write(descriptor, data)
                     if self._flushes:
-                        os.fsync(file.fileno())
+                        os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
                 unfinished.rename(path)
             except BaseException:
                 unfinished.unlink(missing_ok=True)
                 raise
             if self._flushes:
                 files.make_durable(path.parent)
+
+    def _create_after_all_else(self, path: Path) -> int:
+        """Make a file when all else, its folders too, is durable. Return its descriptor. Raises OSError."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if self._flushes:
+                _syncfs(self._directory)
+            # Who deletes may have taken the empty folder away again: flushing takes long.
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, _NEW_FILE, 0o666)
+        return os.open(path, _NEW_FILE, 0o666)
 
 
 def _check_still_there(path: Path, identity: os.stat_result) -> None:

@@ -16,7 +16,6 @@ _HINTS = {
     errno.EACCES: "Run as a user who may, or mend the owner and the mode of the repository.",
     errno.EPERM: "Run as a user who may, or mend the owner and the mode of the repository.",
     errno.EROFS: "The file system is mounted read-only: see the kernel's log for the reason.",
-    errno.EIO: "The storage is failing: see the kernel's log.",
 }
 
 _SPELLING = "Check repository.url in the configuration: blockferry makes no bucket itself."
@@ -93,6 +92,8 @@ def from_errno(number: int | None, doing: str, reason: str) -> errors.Repository
     """Return the error for what the operating system said. reason: its words."""
     if number in _FULL:
         return errors.RepositoryFull(f"{doing}: {reason}.", "Make room in the repository, then run this again.")
+    if number == errno.EIO:
+        return errors.StorageFailing(f"{doing}: {reason}.", "The storage is failing: see the kernel's log.")
     return errors.RepositoryError(f"{doing}: {reason}.", _HINTS.get(number or 0, ""))
 
 
