@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import pytest
 
 from blockferry import errors
-from blockferry.repository import Repository, layout, locks
+from blockferry.repository import Repository, layout, locks, reliance
 from blockferry.repository import settings as settings_module
+from blockferry.repository.store import Listed
 from blockferry_agent.units import KiB
 from tests.unit import repository_images as images
 from tests.unit.repository_stores import MemoryStore
@@ -190,3 +191,54 @@ def test_a_repository_that_cannot_be_written_is_read_all_the_same(store: MemoryS
     read_only.objects = store.objects
     with Repository.on(read_only).reading("restore"):
         pass
+
+
+def test_who_waits_stops_when_his_lock_is_lost(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliance, "_LOOK", 0.01)
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    with locks.held(store, "writing", "backup") as lock:
+        lock.reliance.condemn("round", [b"c" * 32])
+        store.delete(layout.lock(lock.id))
+        with pytest.raises(errors.RepositoryError, match="was lost"), lock.reliance.looking_for(b"c" * 32):
+            pass
+
+
+def test_a_backup_whose_lock_was_lost_stops_at_its_next_chunk(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Repository.on(store).new_point(images.VM) as draft:
+        writer = draft.disk(images.DISK, 2 * WINDOW, "full")
+        writer.write(images.data(0, os.urandom(WINDOW)))
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: now + locks.STALE)
+        writer.write(images.data(WINDOW, os.urandom(WINDOW)))
+        with pytest.raises(errors.RepositoryError, match="was lost"):
+            images.finish(writer)
+
+
+class BlinkingStore(MemoryStore):
+    """One whose listing of locks misses every lock once, as btrfs may miss a file that is replaced meanwhile."""
+
+    def listing(self, folder: str) -> Iterator[Listed]:
+        if folder == layout.LOCKS:
+            self.seen = not getattr(self, "seen", False)
+            if self.seen:
+                return
+        yield from super().listing(folder)
+
+
+def test_a_lock_that_a_listing_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlinkingStore()
+    with locks.held(store, "writing", "backup") as writer, locks.held(store, "collecting", "collect") as collector:
+        assert [held.id for held in collector.others()] == [writer.id]
+
+
+def test_what_was_written_before_the_oldest_writer_began_is_settled(store: MemoryStore) -> None:
+    with locks.held(store, "reading", "verify") as lock:
+        assert lock.settled() == store.now
+        began = store.now
+        with locks.held(store, "writing", "backup"):
+            store.now += 100
+            lock.renew()
+            assert lock.settled() == began
+        assert lock.settled() == store.now

@@ -115,7 +115,7 @@ class Lock:
 
     def __init__(self, store: Store, kind: Kind, purpose: str) -> None:
         self.id = secrets.token_hex(16)
-        self.reliance = Reliance(self._urge)
+        self.reliance = Reliance(self._urge, self.check_age)
         self._store = store
         self._name = layout.lock(self.id)
         self._claim = Claim(kind=kind, purpose=purpose, holder=_this_process(), since=datetime.now(UTC))
@@ -135,6 +135,8 @@ class Lock:
 
     def end(self) -> None:
         """Take the lock away, as far as the store lets us: otherwise it becomes stale."""
+        # Whoever still works under it, in a thread that nobody waits for, must not go on.
+        self._is_lost = True
         self._ended.set()
         self._urged.set()
         if self._thread.ident is not None:
@@ -153,23 +155,31 @@ class Lock:
     def check(self) -> None:
         """Raise RepositoryError unless the lock is there, so that everybody heeds it."""
         self.check_age()
-        if self._is_lost or not self._store.holds(self._name):
+        if not self._store.holds(self._name):
             # For good: what it stood for was not heeded meanwhile.
             self._is_lost = True
             raise self._lost()
 
     def check_age(self) -> None:
-        """Raise RepositoryError when the lock was not written for so long that others may soon think it stale."""
+        """Raise RepositoryError when the lock is known to be lost, or others may soon think it stale: it is too old."""
         # A clock that goes on while the machine sleeps.
-        if time.clock_gettime(time.CLOCK_BOOTTIME) - self._renewed > _UNSURE:
+        if self._is_lost or time.clock_gettime(time.CLOCK_BOOTTIME) - self._renewed > _UNSURE:
             raise self._lost()
 
     def now(self) -> float:
         """Return the time by the storage's clock, as of the last renewal. Raises RepositoryError."""
-        for listed in self._store.listing(layout.LOCKS):
-            if listed.name == self._name:
-                return listed.modified
-        raise self._lost()
+        return self._listed()[0]
+
+    def settled(self) -> float:
+        """
+        Return a time by the storage's clock: what was written before is of points that are there, or of no running
+        backup. Of nothing this is known when a lock cannot be read: -inf. Raises RepositoryError.
+        """
+        now = self.now()
+        try:
+            return min((held.claim.began or now for held in self.others() if held.claim.kind == "writing"), default=now)
+        except errors.Damaged:
+            return float("-inf")
 
     def others(self) -> list[Held]:
         """
@@ -233,18 +243,31 @@ class Lock:
 
     def _all_others(self) -> Iterator[tuple[str, Claim | None]]:
         """Generate the locks of all others; None for what a stale one says, which a power failure may have torn."""
-        listed = {layout.lock_id_of(each.name): each.modified for each in self._store.listing(layout.LOCKS)}
+        now, others = self._listed()
+        for lock_id, modified in others.items():
+            if now - modified > STALE:
+                yield lock_id, None
+                continue
+            with contextlib.suppress(errors.NotFound):
+                claim = _read(self._store, lock_id)
+                yield lock_id, None if _is_gone(claim.holder) else claim
+
+    def _listed(self) -> tuple[float, dict[str, float]]:
+        """
+        Return when this lock was written, and when those of all others were, by their ids.
+
+        Looks twice: a directory's listing may miss a file that is replaced meanwhile (of those in wide use btrfs's
+        does), but not again a moment later, as nobody writes his lock twice within a second.
+        """
+        listed = {
+            lock_id: each.modified
+            for _ in range(2)
+            for each in self._store.listing(layout.LOCKS)
+            if (lock_id := layout.lock_id_of(each.name)) is not None
+        }
         if self.id not in listed:
             raise self._lost()
-        now = listed.pop(self.id)
-        for lock_id, modified in listed.items():
-            if lock_id is not None:
-                if now - modified > STALE:
-                    yield lock_id, None
-                    continue
-                with contextlib.suppress(errors.NotFound):
-                    claim = _read(self._store, lock_id)
-                    yield lock_id, None if _is_gone(claim.holder) else claim
+        return listed.pop(self.id), listed
 
     def _lost(self) -> errors.RepositoryError:
         return errors.RepositoryError(

@@ -9,6 +9,7 @@ others until they are gone, and stores them anew.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ DIGEST = 32
 
 _WAIT = 3600.0
 """Seconds that a writer waits for a collection to remove what it condemned: many times what that takes."""
+_LOOK = 10.0
+"""Seconds between two looks, in the meantime, at whether the writer is still believed in."""
 
 
 class Reliance:
@@ -27,12 +30,14 @@ class Reliance:
     The chunks that one writer relies on: 32 bytes of memory for each that he found. Called by several threads at once.
 
     urge: told when somebody begins to wait, so that the end of a collection is looked for at once.
+    check: raises when collections may not heed this writer any more; then he had better stop.
     was_asked: whether any collection has condemned anything since this was made, and was answered.
     """
 
-    def __init__(self, urge: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, urge: Callable[[], None] = lambda: None, check: Callable[[], None] = lambda: None) -> None:
         self.was_asked = False
         self._urge = urge
+        self._check = check
         self._changed = threading.Condition()
         self._found = bytearray()
         self._looked_for: Counter[bytes] = Counter()
@@ -44,9 +49,10 @@ class Reliance:
         Look for a chunk within this. The function that it gives says that the chunk is not there, so that nothing of
         it is relied on but what is stored now.
 
-        Waits while the chunk is condemned. Raises RepositoryError when that does not end.
+        Waits while the chunk is condemned. Raises RepositoryError when that does not end, and what `check` raises.
         """
         missing = False
+        self._check()
 
         def note_missing() -> None:
             nonlocal missing
@@ -90,11 +96,14 @@ class Reliance:
     def _wait_for(self, digest: bytes) -> None:
         if self._is_condemned(digest):
             self._urge()
-            if not self._changed.wait_for(lambda: not self._is_condemned(digest), _WAIT):
-                raise errors.RepositoryError(
-                    f"A collection of the repository has not ended for {_WAIT / 60:.0f} minutes.",
-                    "Look for what runs `blockferry repository collect`, and end it; then run this again.",
-                )
+            deadline = time.monotonic() + _WAIT
+            while not self._changed.wait_for(lambda: not self._is_condemned(digest), _LOOK):
+                self._check()
+                if time.monotonic() > deadline:
+                    raise errors.RepositoryError(
+                        f"A collection of the repository has not ended for {_WAIT / 60:.0f} minutes.",
+                        "Look for what runs `blockferry collect`, and end it; then run this again.",
+                    )
 
     def _is_condemned(self, digest: bytes) -> bool:
         return any(digest in condemned for condemned in self._condemned.values())
