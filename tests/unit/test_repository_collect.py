@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from blockferry import errors
-from blockferry.repository import Collected, Manifest, Repository, Times, layout, locks, marks
+from blockferry.repository import Collected, Manifest, Repository, Times, Unreadable, layout, locks, marks
 from blockferry.repository import settings as settings_module
 from blockferry_agent.units import KiB
 from tests.unit import repository_images as images
@@ -200,7 +204,7 @@ def test_a_point_that_is_brought_back_too_slowly_is_not_brought_back(site: Site)
     slow = Slow()
     slow.__dict__.update(site.store.__dict__)
     site.store.now = slow.now
-    with pytest.raises(errors.Conflict, match="emptying the trash"):
+    with pytest.raises(errors.NotFound, match="trash has no"):
         Repository(slow, site.settings, site.master).undelete(point.vm.id, point.id)
     assert collected[0].hindrance is None
     assert site.repository.points() == []
@@ -291,6 +295,128 @@ def test_marks_go_with_their_chunks(site: Site) -> None:
     marks.put(site.store, digest, "It is torn.")
     site.collect()
     assert marks.all_of(site.store) == set()
+
+
+def test_marks_of_what_is_not_there_go_and_others_stay(site: Site) -> None:
+    images.full(site.repository, A)
+    kept = next(digest for name in site.chunks() if (digest := layout.digest_of(name)) is not None)
+    for digest in (kept, b"x" * 32):
+        marks.put(site.store, digest, "It is torn.")
+    site.collect()
+    assert marks.all_of(site.store) == {kept}
+
+
+def test_a_deleted_point_that_cannot_be_read_hinders_until_its_time_is_over(site: Site) -> None:
+    good, bad = images.full(site.repository, A), images.full(site.repository, B)
+    for point in (good, bad):
+        site.repository.delete(point)
+    name = layout.trashed(bad.vm.id, bad.id)
+    site.store.put(name, site.store.objects[name][:-2])
+    lost: list[Unreadable] = []
+    assert [each.point.id for each in site.repository.trash(lost.append)] == [good.id]
+    assert [(each.vm_id, each.point_id, each.name) for each in lost] == [(bad.vm.id, bad.id, name)]
+    assert name in (site.collect(Times()).hindrance or "")
+    site.store.now += timedelta(days=8).total_seconds()
+    collected = site.collect(Times())
+    assert (collected.points, collected.hindrance) == (2, None)
+    assert site.chunks() == set()
+
+
+def test_a_deleted_point_that_cannot_be_read_is_deleted_for_good(site: Site) -> None:
+    site.repository.delete(images.full(site.repository, B))
+    (name,) = (listed.name for listed in site.store.listing(layout.TRASH))
+    site.store.put(name, b"{}")
+    lost: list[Unreadable] = []
+    site.repository.trash(lost.append)
+    site.repository.forget(lost[0])
+    site.store.now += 100_000
+    assert site.collect(Times()).hindrance is None
+    assert site.chunks() == set()
+
+
+class StallingStore(MemoryStore):
+    """
+    One whose deletions of chunks are told of.
+
+    deleting: called before each.
+    """
+
+    deleting: Callable[[], None] = staticmethod(lambda: None)
+
+    def delete(self, name: str) -> None:
+        if layout.digest_of(name):
+            self.deleting()
+        super().delete(name)
+
+
+def test_a_collection_that_slept_in_the_midst_removes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile others took it for dead, and relied on what was left."""
+    site, store = Site(), StallingStore()
+    site.store = store
+    site.repository = Repository(store, settings_module.write(store, WINDOW, "zstd"))
+    for content in (A, B, C):
+        site.garbage(content)
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def sleep() -> None:
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: now + locks.STALE + 1)
+
+    store.deleting = sleep
+    with pytest.raises(errors.RepositoryError, match="was lost"):
+        site.collect()
+    assert len(site.chunks()) == 2
+
+
+def impatient() -> None:
+    """Collect, interrupted more than once while a chunk is being deleted. Print what was there until that had ended."""
+    store = StallingStore()
+    site = Site()
+    site.repository = Repository(store, settings_module.write(store, WINDOW, "zstd"))
+    site.repository._chunks().put(A)
+    store.now += 100_000
+
+    def interrupt() -> None:
+        for _ in range(3):
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        print(sorted({name.partition("/")[0] for name in store.objects}))
+
+    store.deleting = interrupt
+    site.collect()
+
+
+def test_an_impatient_user_does_not_leave_a_collection_at_work() -> None:
+    """While anything is being deleted, the lock and the list of the condemned stay."""
+    code = "from tests.unit import test_repository_collect as tests; tests.impatient()"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.stdout == "['chunks', 'condemned', 'locks', 'repository.json']\n"
+
+
+class TightStore(MemoryStore):
+    """A full one: it takes no more than 4 KiB at once, until something was deleted."""
+
+    full = True
+
+    def put(self, name: str, data: bytes) -> None:
+        if self.full and len(data) > 4 * KiB:
+            raise errors.RepositoryFull("There is no room.")
+        super().put(name, data)
+
+    def delete(self, name: str) -> None:
+        self.full = self.full and not layout.digest_of(name)
+        super().delete(name)
+
+
+def test_a_full_disk_is_emptied_in_small_pieces_first() -> None:
+    store = TightStore()
+    repository = Repository(store, settings_module.write(store, WINDOW, "zstd"))
+    for number in range(500):
+        store.put(layout.chunk(number.to_bytes(32, "big")), b"garbage")
+    store.now += 100_000
+    freed = repository.collect(NOW, lambda said: None)
+    assert freed.freed.objects == 500
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before it took effect", "after it took effect"])

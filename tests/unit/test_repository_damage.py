@@ -298,6 +298,36 @@ def test_a_damaged_chunk_is_marked_until_it_is_sound(site: Site) -> None:
     assert marks.all_of(site.repository._store) == set()
 
 
+@pytest.mark.parametrize(
+    ("error", "marked"),
+    [(errors.RepositoryError("The service did not answer in time."), 0), (errors.StorageFailing("I/O error."), 1)],
+    ids=["out of reach", "bad place"],
+)
+@pytest.mark.parametrize("share", [1.0, 0.999], ids=["all", "share"])
+def test_what_is_only_out_of_reach_is_told_and_not_marked(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: errors.Error, marked: int, share: float
+) -> None:
+    name = site.chunk(site.old, 0)
+    get = site.repository._store.get
+
+    def fail(asked: str, limit: int) -> bytes:
+        if asked == name:
+            raise error
+        return get(asked, limit)
+
+    monkeypatch.setattr(site.repository._store, "get", fail)
+    found = site.repository.verify(site.repository.points(), lambda step: None, share)
+    assert [(damage.name, damage.reason) for damage in found.damage] == [(name, error.message)]
+    assert len(marks.all_of(site.repository._store)) == marked
+
+
+def test_a_point_that_was_deleted_meanwhile_is_not_missed(site: Site) -> None:
+    points = site.repository.points()
+    site.repository.delete(points[0])
+    site.repository._store.delete(layout.index(points[0].vm.id, points[0].id, points[0].disks[0].id))
+    assert site.repository.verify(points, lambda step: None).damage == ()
+
+
 def test_a_marked_chunk_is_no_reason_to_leave_a_block_out(site: Site) -> None:
     flipped(site.path / site.chunk(site.old, 0))
     site.damaged(site.repository.points())

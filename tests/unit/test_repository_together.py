@@ -221,7 +221,7 @@ class Together(RuleBasedStateMachine):
             assert not thread.is_alive()
         assert not failures
         assert collected.hindrance is None or live or self.died_elsewhere
-        kept = {each.point.id for each in self.repository.trash()}
+        kept = {each.point.id for each in self.repository.trash(unreadable=pytest.fail)}
         assert kept <= set(self.trash)
         self.trash = {point_id: each for point_id, each in self.trash.items() if point_id in kept}
 

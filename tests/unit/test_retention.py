@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blockferry import errors
 from blockferry.repository import Manifest, Policy, retention, selection
-from blockferry.repository.selection import Progress
+from blockferry.repository.selection import Progress, Share
 from tests.unit import recovery_points
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -89,7 +89,7 @@ def test_all_is_read_in_some_runs_the_newest_first(lengths: dict[int, int], shar
     progress, read = Progress(), set[int]()
     total, largest = sum(lengths.values()), max(lengths.values())
     while len(read) < len(lengths):
-        chosen = selection.select(lengths, progress, share)
+        chosen = selection.select(lengths, progress, Share(share, float("inf")))
         now = {second for second in lengths if chosen.has(second)}
         assert now
         assert not now & read, "nothing twice before all was read once"
@@ -98,16 +98,26 @@ def test_all_is_read_in_some_runs_the_newest_first(lengths: dict[int, int], shar
         read |= now
         progress = chosen.after
         assert {second for second in lengths if progress.has(second)} == read
-    again = selection.select(lengths, progress, share)
+    again = selection.select(lengths, progress, Share(share, float("inf")))
     assert again.has(max(lengths)), "then from the newest again"
 
 
 @given(old=LENGTHS, new=LENGTHS, share=st.floats(0.01, 0.5))
 def test_what_is_new_comes_before_the_rest(old: dict[int, int], new: dict[int, int], share: float) -> None:
-    before = selection.select(old, Progress(), share).after
+    before = selection.select(old, Progress(), Share(share, float("inf"))).after
     both = old | {second + 2000: length for second, length in new.items()}
-    chosen = selection.select(both, before, share)
+    chosen = selection.select(both, before, Share(share, float("inf")))
     fresh = {second for second in both if second >= 2000}
     now = {second for second in both if chosen.has(second)}
     assert now <= fresh or fresh <= now
     assert not any(before.has(second) for second in now)
+
+
+@given(lengths=LENGTHS, late=LENGTHS, settled=st.floats(0, 1001), share=st.floats(0.01, 0.99))
+def test_what_a_running_backup_wrote_is_not_called_read_before_its_point_is_there(
+    lengths: dict[int, int], late: dict[int, int], settled: float, share: float
+) -> None:
+    chosen = selection.select(lengths, Progress(), Share(share, settled))
+    later = {second: length for second, length in late.items() if second >= settled}
+    assert not any(chosen.after.has(second) for second in later)
+    assert all(chosen.after.has(second) for second in lengths if chosen.has(second) and second + 1 <= settled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -12,6 +13,8 @@ from blockferry import errors
 from blockferry.jobs import catalog
 from blockferry.jobs.progress import Progress
 from blockferry.repository import Collected, Manifest, Policy, Repository, Times, Trashed, Unreadable, retention
+
+_log = logging.getLogger(__name__)
 
 _PAUSE = 3.0
 """Seconds between two lines of progress, at least."""
@@ -62,7 +65,7 @@ def trashed(repository: Repository, vm: str, name: str) -> Manifest:
     """
     found = [
         each.point
-        for each in repository.trash()
+        for each in repository.trash(_warn)
         if vm in (each.point.vm.id, each.point.vm.name) and each.point.id.startswith(name)
     ]
     if not found:
@@ -75,14 +78,24 @@ def trashed(repository: Repository, vm: str, name: str) -> Manifest:
 
 
 def trash(repository: Repository) -> list[Trashed]:
-    """Return the points in the trash, last deleted first. Raises RepositoryError."""
-    return repository.trash()
+    """Return the points in the trash, last deleted first; warn of those that cannot be read. Raises RepositoryError."""
+    return repository.trash(_warn)
+
+
+def _warn(lost: Unreadable) -> None:
+    _log.warning(
+        "%s It leaves the trash in its time, or by `blockferry delete --unreadable %s %s`.",
+        lost.reason,
+        lost.vm_id,
+        lost.point_id,
+    )
 
 
 def unreadable(repository: Repository, vm_id: str, point_id: str) -> Unreadable:
-    """Return the point whose manifest cannot be read. Raises NotFound, RepositoryError."""
+    """Return the point whose manifest cannot be read, also in the trash. Raises NotFound, RepositoryError."""
     lost: list[Unreadable] = []
     repository.points(unreadable=lost.append)
+    repository.trash(unreadable=lost.append)
     for each in lost:
         if (each.vm_id, each.point_id) == (vm_id, point_id):
             return each

@@ -14,10 +14,11 @@ is killed has removed some of what nobody needed; the next one goes on. See `loc
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -34,7 +35,9 @@ from blockferry.repository.store import Listed, Store
 _MARGIN = 600.0
 """Seconds that what a running writer found is older than its lock, at most: file servers' clients have clocks, too."""
 _PIECE = 1000
-"""Objects that are removed between two looks at the lock."""
+"""Objects that one thread removes, with one request where the storage can."""
+_LEAST = 100
+"""Objects that must find room in a round: 3200 bytes."""
 
 
 class Times(NamedTuple):
@@ -132,18 +135,20 @@ class _Collection:
             self._learn(keep_deleted)
         except errors.Damaged as error:
             return msgspec.structs.replace(self._collected, hindrance=_unknown(error))
-        self._note(points=trash.empty(self._store, keep_deleted), trash=len(trash.contents(self._store)))
+        self._note(points=trash.empty(self._store, keep_deleted), trash=trash.count(self._store))
         garbage = self._garbage(cut)
-        while True:
-            condemned = list(itertools.islice(garbage, locks.ROUND))
-            if not condemned:
-                break
-            hindrance = self._round(condemned)
+        found: list[Listed] = []
+        while found := [*found, *itertools.islice(garbage, locks.ROUND - len(found))]:
+            round_id = f"{self._lock.id}-{next(self._rounds)}"
+            condemned = self._condemn(round_id, found)
+            hindrance = self._round(round_id, condemned)
             if hindrance is not None:
-                left = _amount(itertools.chain(condemned, garbage))
+                left = _amount(itertools.chain(found, garbage))
                 return msgspec.structs.replace(self._collected, left=left, hindrance=hindrance)
+            found = found[len(condemned) :]
         unfinished = self._store.remove_unfinished(cut)
         self._note(freed=self._collected.freed + _amount(unfinished))
+        self._forget_marks()
         return self._collected
 
     def _learn(self, keep_deleted: float) -> None:
@@ -155,9 +160,7 @@ class _Collection:
         self._learn_trash(keep_deleted)
 
     def _learn_trash(self, keep_deleted: float) -> None:
-        self._needs.add(
-            [each.point for each in trash.contents(self._store) if each.deleted.timestamp() >= keep_deleted]
-        )
+        self._needs.add([each.point for each in trash.contents(self._store, since=keep_deleted)])
 
     def _garbage(self, cut: float) -> Iterator[Listed]:
         """Generate what is not needed and older than `cut`. Count what is younger."""
@@ -177,11 +180,21 @@ class _Collection:
         self._note(young=self._collected.young + _amount([listed]))
         return True
 
-    def _round(self, condemned: Sequence[Listed]) -> str | None:
-        """Remove objects, as far as nobody turns out to need them. Return what hindered it."""
-        round_id = f"{self._lock.id}-{next(self._rounds)}"
-        digests = [digest for listed in condemned if (digest := layout.digest_of(listed.name)) is not None]
-        self._store.put(layout.condemned(round_id), b"".join(digests))
+    def _condemn(self, round_id: str, found: Sequence[Listed]) -> Sequence[Listed]:
+        """Let writers know of what was found, or, on a full disk, of as much as there is room for. Return that."""
+        digests = [layout.digest_of(listed.name) or b"" for listed in found]
+        length = len(found)
+        while True:
+            try:
+                self._store.put(layout.condemned(round_id), b"".join(digests[:length]))
+                return found[:length]
+            except errors.RepositoryFull:
+                if length <= _LEAST:
+                    raise
+                length //= 2
+
+    def _round(self, round_id: str, condemned: Sequence[Listed]) -> str | None:
+        """Remove what is condemned, as far as nobody turns out to need it. Return what hindered it."""
         try:
             silent = self._wait_for_writers(round_id)
             if silent:
@@ -230,24 +243,34 @@ class _Collection:
 
     def _remove(self, doomed: Sequence[Listed]) -> None:
         """Remove objects. Raises RepositoryError, also when others may think that this collection is dead."""
-        marked = marks.all_of(self._store)
         pieces = [doomed[start : start + _PIECE] for start in range(0, len(doomed), _PIECE)]
-        with (
-            self._store.batch() as batch,
-            ThreadPoolExecutor(self._store.side_by_side, thread_name_prefix="collect") as threads,
-        ):
+        with self._store.batch() as batch:
             # Deleted manifests must not come back after a power failure, when what they need is gone.
             batch.flush()
-            for done in threads.map(self._remove_piece, pieces):
-                self._note(freed=self._collected.freed + done)
-                self._progress(f"removed {self._collected.freed.objects} objects")
-        removed = (layout.digest_of(listed.name) for listed in doomed)
-        marks.take_away(self._store, [digest for digest in removed if digest in marked])
+        removing: list[Future[Amount]] = []
+        with ThreadPoolExecutor(self._store.side_by_side, thread_name_prefix="collect") as threads:
+            try:
+                removing.extend(threads.submit(self._remove_piece, piece) for piece in pieces)
+                for done in removing:
+                    self._note(freed=self._collected.freed + done.result())
+                    self._progress(f"removed {self._collected.freed.objects} objects")
+            finally:
+                _end(removing)
 
     def _remove_piece(self, piece: Sequence[Listed]) -> Amount:
-        self._lock.check_age()
-        self._store.delete_all([listed.name for listed in piece])
+        self._store.delete_all(self._still_doomed(piece))
         return _amount(piece)
+
+    def _still_doomed(self, piece: Sequence[Listed]) -> Iterator[str]:
+        """Generate the names, each while others believe in this collection: it may sleep between any two."""
+        for listed in piece:
+            self._lock.check_age()
+            yield listed.name
+
+    def _forget_marks(self) -> None:
+        """Take away the marks of chunks that are gone."""
+        marked = (digest for digest in marks.all_of(self._store) if digest not in self._needs)
+        marks.take_away(self._store, [digest for digest in marked if not self._store.holds(layout.chunk(digest))])
 
     def _note(self, **changes: object) -> None:
         self._collected = msgspec.structs.replace(self._collected, **changes)
@@ -257,6 +280,16 @@ def _forget_rounds_but(store: Store, lock_ids: Collection[str]) -> None:
     """Take away what the rounds of all collections but these left: they were killed."""
     names = [each.name for folder in (layout.CONDEMNED, layout.RESCUED) for each in store.listing(folder)]
     store.delete_all([name for name in names if name.split("/")[1].partition("-")[0] not in lock_ids])
+
+
+def _end(removing: Sequence[Future[Amount]]) -> None:
+    """Wait until what is under way has ended, however often the user interrupts: nobody may rely on it before."""
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            for piece in removing:
+                piece.cancel()
+            wait(removing)
+            return
 
 
 def _amount(objects: Iterable[Listed]) -> Amount:

@@ -104,11 +104,14 @@ def copy(
         batch.flush()
         lock.check()
         name = layout.manifest(point.vm.id, point.id)
+        was_there = target.store.holds(name)
         batch.commit(name, manifest.encode(copied))
         try:
             lock.check_age()
         except errors.RepositoryError:
-            target.store.delete(name)
+            if not was_there:
+                # Somebody else's copy stays.
+                target.store.delete(name)
             raise
     return Copied(point.vm.id, point.vm.name, point.id, True, copying.count, copying.moved, copying.stored)
 

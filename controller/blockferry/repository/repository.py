@@ -30,9 +30,11 @@ from blockferry.repository.draft import Draft
 from blockferry.repository.encryption import SealedStore, Sealer, derive
 from blockferry.repository.keyring import master_key
 from blockferry.repository.keys import KeyFile, Passphrase, Secret
+from blockferry.repository.locks import Lock
 from blockferry.repository.manifest import Manifest, Unreadable, Vm
 from blockferry.repository.reader import DiskReader, read_file, read_index
 from blockferry.repository.reliance import Reliance
+from blockferry.repository.selection import Share
 from blockferry.repository.settings import Settings
 from blockferry.repository.store import Durability, Store
 from blockferry.repository.trash import Trashed
@@ -181,34 +183,40 @@ class Repository:
         return done
 
     @contextmanager
-    def reading(self, purpose: str) -> Iterator[None]:
+    def reading(self, purpose: str) -> Iterator[Lock | None]:
         """
         Keep what is deleted meanwhile from being collected. purpose: for people, such as "restore of VM web".
 
-        A repository that cannot be written is read all the same: nobody can delete there either.
+        A repository that this user cannot write is read all the same, without being heeded: what somebody else deletes
+        and collects meanwhile is missed then. Deleted points stay for a week unless somebody says otherwise.
         """
         with contextlib.ExitStack() as stack:
+            lock = None
             try:
-                stack.enter_context(locks.held(self._store, "reading", purpose))
+                lock = stack.enter_context(locks.held(self._store, "reading", purpose))
             except errors.RepositoryError as error:
                 _log.info("Read without a lock: %s", error.message)
-            yield
+            yield lock
 
     def delete(self, point: Manifest) -> None:
         """Move a point into the trash. Raises Conflict when it is pinned, RepositoryError."""
         trash.delete(self._store, point)
 
     def forget(self, lost: Unreadable) -> None:
-        """Delete a point whose manifest cannot be read, for good. Raises RepositoryError."""
-        self._store.delete(layout.manifest(lost.vm_id, lost.point_id))
+        """Delete a point whose manifest cannot be read, for good, also from the trash. Raises RepositoryError."""
+        self._store.delete(lost.name)
 
     def undelete(self, vm_id: str, point_id: str) -> Manifest:
         """Bring a point back. Raises NotFound when the trash does not have it, Conflict, RepositoryError."""
         return trash.undelete(self._store, vm_id, point_id)
 
-    def trash(self) -> list[Trashed]:
-        """Return the points in the trash, last deleted first. Raises RepositoryError."""
-        return trash.contents(self._store)
+    def trash(self, unreadable: Callable[[Unreadable], None]) -> list[Trashed]:
+        """
+        Return the points in the trash, last deleted first. Raises RepositoryError.
+
+        unreadable: told of each one whose manifest cannot be read.
+        """
+        return trash.contents(self._store, unreadable=unreadable)
 
     def pin(self, point: Manifest) -> None:
         """Keep a point from being deleted. Raises RepositoryError."""
@@ -263,10 +271,15 @@ class Repository:
 
         Raises RepositoryError when the repository cannot be listed.
         """
-        unreadable: list[Unreadable] = []
-        everything = self.points(unreadable=unreadable.append)
-        with self.reading("verify"):
-            return verification.verify(self._store, self._chunks(), points, everything, unreadable, progress, share)
+        with self.reading("verify") as lock:
+            settled = float("-inf") if lock is None else lock.settled()
+            unreadable: list[Unreadable] = []
+            everything = self.points(unreadable=unreadable.append)
+            there = {(point.vm.id, point.id) for point in everything}
+            # Who has deleted a point since wants nothing to be said of it.
+            asked = [point for point in points if (point.vm.id, point.id) in there]
+            part = Share(share, settled)
+            return verification.verify(self._store, self._chunks(), asked, everything, unreadable, progress, part)
 
     def _common_base(self, source: Repository, point: Manifest) -> copying.Base | None:
         """Return the newest earlier point of the VM that both repositories have."""

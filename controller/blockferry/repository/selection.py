@@ -12,6 +12,7 @@ whatever the repository holds:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -25,6 +26,16 @@ from blockferry_agent.units import MiB
 FORMAT: Final = 1
 
 _MAX_ENCODED = 1 * MiB
+
+
+class Share(NamedTuple):
+    """
+    How much to read. part: of all the content, in [0, 1].  settled: what was written before this time (of the
+    storage's clock) is of the points that are looked at, or of none that is being written; see `Lock.settled`.
+    """
+
+    part: float
+    settled: float
 
 
 class Span(NamedTuple):
@@ -58,9 +69,11 @@ class Selection(NamedTuple):
         return any(span.first <= second <= span.last for span in self.spans)
 
 
-def select(lengths: Mapping[int, int], before: Progress, share: float) -> Selection:
+def select(lengths: Mapping[int, int], before: Progress, share: Share) -> Selection:
     """
-    Choose what to read. lengths: bytes of chunks by the second in which they were written.  share: of all, in (0, 1).
+    Choose what to read. lengths: bytes of chunks by the second in which they were written.
+
+    What is not settled may be read, and is not called read: a point that is being written may bring more of that time.
     """
     unread = sorted((second for second in lengths if not before.has(second)), reverse=True)
     if not unread:
@@ -68,19 +81,22 @@ def select(lengths: Mapping[int, int], before: Progress, share: float) -> Select
         before, unread = Progress(), sorted(lengths, reverse=True)
     if not unread:
         return Selection((), before)
-    wanted = share * sum(lengths.values())
+    wanted = share.part * sum(lengths.values())
     chosen: list[int] = []
     for second in unread:
         chosen.append(second)
         wanted -= lengths[second]
         if wanted <= 0:
             break
-    first, last = chosen[-1], max(lengths)
+    spans = _joined(tuple(Span(second, second) for second in sorted(chosen)), lengths)
     # All that was written since `first` is chosen now, or was read before.
-    now = Span(first, last)
+    first, last = chosen[-1], max(lengths)
+    if share.settled <= last:
+        last = math.ceil(share.settled) - 1
+    if last < first:
+        return Selection(spans, before)
     older = [Span(span.first, min(span.last, first - 1)) for span in before.read if span.first < first]
-    spans = tuple(Span(second, second) for second in sorted(chosen))
-    return Selection(_joined(spans, lengths), Progress((*older, now)))
+    return Selection(spans, Progress((*older, Span(first, last))))
 
 
 def load(store: Store) -> Progress:

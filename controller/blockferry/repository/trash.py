@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import msgspec
 from blockferry import errors
 from blockferry.repository import documents, layout, locks, manifest
 from blockferry.repository.locks import Lock
-from blockferry.repository.manifest import Manifest
+from blockferry.repository.manifest import Manifest, Unreadable
 from blockferry.repository.store import Store
 
 FORMAT: Final = 1
@@ -85,6 +85,8 @@ def undelete(store: Store, vm_id: str, point_id: str) -> Manifest:
             # Flushing took long, or this machine slept: a collection has not seen the point, and may take its chunks.
             if not was_there:
                 store.delete(layout.manifest(vm_id, point_id))
+            if not store.holds(layout.trashed(vm_id, point_id)):
+                raise _not_there(vm_id, point_id) from None
             raise
         store.delete(layout.trashed(vm_id, point_id))
         if not store.holds(layout.manifest(vm_id, point_id)):
@@ -99,16 +101,33 @@ def _refuse_beside_collection(lock: Lock) -> None:
         raise errors.Conflict("A collection is emptying the trash.", "Run this again when it has ended.")
 
 
-def contents(store: Store) -> list[Trashed]:
-    """Return the points in the trash, last deleted first. Raises Damaged, RepositoryError."""
+def contents(
+    store: Store, since: float = float("-inf"), unreadable: Callable[[Unreadable], None] | None = None
+) -> list[Trashed]:
+    """
+    Return the points in the trash that were deleted since a time (of the storage's clock), last deleted first.
+
+    unreadable: told of each one whose manifest cannot be read; without it that is raised.  Raises RepositoryError.
+    """
     found = []
     for vm_id, point_id, deleted in _entries(store):
+        if deleted < since:
+            continue
         try:
             found.append(Trashed(_read(store, vm_id, point_id), datetime.fromtimestamp(deleted, UTC)))
         except errors.NotFound:
             # Brought back since it was listed.
             continue
+        except errors.RepositoryError as error:
+            if unreadable is None:
+                raise
+            unreadable(Unreadable(vm_id, point_id, layout.trashed(vm_id, point_id), str(error)))
     return sorted(found, key=lambda trashed: (trashed.deleted, trashed.point.id), reverse=True)
+
+
+def count(store: Store) -> int:
+    """Return how many points are in the trash, readable or not. Raises RepositoryError."""
+    return sum(1 for _ in _entries(store))
 
 
 def empty(store: Store, before: float) -> int:
@@ -136,7 +155,9 @@ def _read(store: Store, vm_id: str, point_id: str) -> Manifest:
     try:
         data = store.get(name, manifest.MAX_ENCODED)
     except errors.NotFound:
-        raise errors.NotFound(
-            f"The trash has no recovery point {point_id} of VM {vm_id}.", "See `blockferry trash`."
-        ) from None
+        raise _not_there(vm_id, point_id) from None
     return manifest.decode(data, vm_id, point_id, f"{store.url}/{name}")
+
+
+def _not_there(vm_id: str, point_id: str) -> errors.NotFound:
+    return errors.NotFound(f"The trash has no recovery point {point_id} of VM {vm_id}.", "See `blockferry trash`.")

@@ -37,7 +37,7 @@ from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import PAGE, read_page
 from blockferry.repository.manifest import File, Manifest, Unreadable
 from blockferry.repository.needs import FOLDERS, Needs, beginning_of
-from blockferry.repository.selection import Selection
+from blockferry.repository.selection import Selection, Share
 from blockferry.repository.store import Listed, Store
 
 _log = logging.getLogger(__name__)
@@ -106,19 +106,19 @@ def verify(
     all_points: Sequence[Manifest],
     unreadable: Iterable[Unreadable],
     progress: Callable[[Step], None],
-    share: float = 1.0,
+    share: Share,
 ) -> Verification:
     """
     Check everything that `points` need, and mark the chunks that are damaged.
 
     all_points, unreadable: those of the whole repository.  progress: called after every page.
-    share: of the content is read, in [0, 1]; of the rest it is seen that it is there.
+    share: of the content is read; of the rest it is seen that it is there.
     """
     findings = _Findings()
     marked = marks.all_of(store)
     with ThreadPoolExecutor(store.side_by_side, thread_name_prefix="verify") as threads:
         reading: _Reading | _Looking
-        if share >= 1:
+        if share.part >= 1:
             reading = _Reading(store, chunks, findings, progress, marked)
         else:
             reading = _Looking(store, chunks, findings, progress, share, marked)
@@ -145,7 +145,7 @@ def _mark(store: Store, findings: _Findings, sound: Iterable[bytes]) -> None:
     try:
         for name, reason in findings.reasons.items():
             digest = layout.digest_of(name)
-            if digest is not None:
+            if digest is not None and name in findings.damaged:
                 marks.put(store, digest, reason)
         marks.take_away(store, sound)
     except errors.RepositoryError as error:
@@ -156,11 +156,12 @@ class _Findings:
     """
     What is wrong.
 
-    reasons: by the name of the object.
+    reasons: by the name of the object.  damaged: the names of those that are not only out of reach at the moment.
     """
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
+        self.damaged: set[str] = set()
 
     @contextmanager
     def noting(self, name: str) -> Iterator[None]:
@@ -169,6 +170,8 @@ class _Findings:
             yield
         except errors.RepositoryError as error:
             self.reasons[name] = error.message
+            if isinstance(error, (errors.Damaged, errors.StorageFailing)):
+                self.damaged.add(name)
 
 
 class _Page(NamedTuple):
@@ -306,7 +309,7 @@ class _Looking:
         chunks: Chunks,
         findings: _Findings,
         progress: Callable[[Step], None],
-        share: float,
+        share: Share,
         marked: Collection[bytes],
     ) -> None:
         self.chunks = 0
@@ -337,7 +340,7 @@ class _Looking:
         self._read_all((digest for digest in self._marked if digest in self._needs), threads)
         if missing:
             self._find(points, missing)
-        if self._share > 0:
+        if self._share.part > 0:
             before = selection.load(self._store)
             chosen = selection.select(lengths, before, self._share)
             self._read_chosen(chosen, sum(lengths[second] for second in lengths if chosen.has(second)), threads)
@@ -346,7 +349,7 @@ class _Looking:
             except errors.RepositoryError as error:
                 _log.warning("What was read could not be noted, and will be read again: %s", error.message)
             total = sum(lengths.values())
-            read = sum(length for second, length in lengths.items() if chosen.after.has(second))
+            read = sum(length for second, length in lengths.items() if chosen.has(second) or chosen.after.has(second))
             self.covered = read / total if total else 1.0
 
     def _pages(self, points: Sequence[Manifest]) -> Iterator[tuple[_Page, Step]]:
