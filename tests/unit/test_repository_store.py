@@ -7,6 +7,7 @@ import os
 import random
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,8 +234,11 @@ def test_what_is_forgotten_is_read_from_the_storage(tmp_path: Path) -> None:
         store.put("chunk", os.urandom(100_001))
         batch.commit("manifest", b"x")
     assert is_cached(tmp_path / "chunk")
-    store.forget("chunk")
-    assert not is_cached(tmp_path / "chunk")
+    # The kernel may be busy with a page, and keep it then.
+    deadline = time.monotonic() + 10
+    while is_cached(tmp_path / "chunk"):
+        assert time.monotonic() < deadline
+        store.forget("chunk")
 
 
 def unnumbered(path: Path) -> Path:
