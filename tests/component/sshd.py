@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from blockferry.deploy import hostkey, ssh
+from blockferry.deploy import hostkey
+from blockferry.deploy.login import Login
 from blockferry.transport import tunnel
 
 KEY_TYPES = ("ed25519", "ecdsa", "rsa")
@@ -114,9 +115,9 @@ class Sshd:
         )
         return way._replace(**changes)
 
-    def login(self, **changes: object) -> ssh.Login:
+    def login(self, **changes: object) -> Login:
         """Return how the tests log in, with some of it changed."""
-        login = ssh.Login(
+        login = Login(
             "127.0.0.1",
             (hostkey.from_public_key(next(iter(self.host_keys.values()))),),
             port=self.port,

@@ -2,6 +2,7 @@
 The agent on the hosts: bring it there over SSH, take it away.
 
     agents        deploy, remove: the story
+    login         what it takes to reach a host
     ssh           the way to a host: commands, as root where sudo lets us
     sshconfig     what the operator's own ssh_config says of the way
     hostkey       the keys by which a host is known beforehand
@@ -23,6 +24,6 @@ from blockferry.deploy.agents import Way as Way
 from blockferry.deploy.directory import Finding as Finding
 from blockferry.deploy.directory import Reading as Reading
 from blockferry.deploy.directory import ServiceSettings as ServiceSettings
+from blockferry.deploy.login import Login as Login
 from blockferry.deploy.pki import Authority as Authority
 from blockferry.deploy.registry import Record as Record
-from blockferry.deploy.ssh import Login as Login

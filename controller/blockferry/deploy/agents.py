@@ -9,12 +9,12 @@ import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from blockferry import errors
-from blockferry.deploy import bundle, carried, interpreter, pki, registry, ssh
+from blockferry.deploy import bundle, carried, interpreter, pki, registry
 from blockferry.deploy.directory import (
     About,
     AgentDirectory,
@@ -27,7 +27,11 @@ from blockferry.deploy.directory import (
     ServiceSettings,
 )
 from blockferry.deploy.interpreter import Interpreter, Kind
+from blockferry.deploy.login import Login
 from blockferry.deploy.onhost import unit
+
+if TYPE_CHECKING:
+    from blockferry.deploy.ssh import Connection
 
 Patience = Callable[[Reading], None]
 """Called when an agent reads a disk: returns when it is to be asked again, raises when that was often enough."""
@@ -93,7 +97,7 @@ class Deployed(NamedTuple):
 
 
 class _Visit(NamedTuple):
-    connection: ssh.Connection
+    connection: Connection
     python: Interpreter
     directory: AgentDirectory
 
@@ -101,7 +105,7 @@ class _Visit(NamedTuple):
     def first_met(self) -> str:
         return self.connection.fingerprint if self.connection.first_met else ""
 
-    def way(self, login: ssh.Login) -> Way:
+    def way(self, login: Login) -> Way:
         return Way(login.port, login.user, self.connection.host_key, str(self.python.kind))
 
 
@@ -135,7 +139,7 @@ class Agents:
         self._bundles = bundles
         self.registry = registry.Registry(state)
 
-    def deploy(self, host: Host, login: ssh.Login, options: Options, patience: Patience | None = None) -> Deployed:
+    def deploy(self, host: Host, login: Login, options: Options, patience: Patience | None = None) -> Deployed:
         """
         Bring the agent to a host and start it; does nothing when this very agent serves there already.
 
@@ -163,13 +167,13 @@ class Agents:
             record = self._put(host, visit.way(login), options.directory, release, plan.found)
             return Deployed(record, True, visit.first_met)
 
-    def outdated(self, host: Host, login: ssh.Login, options: Options) -> bool:
+    def outdated(self, host: Host, login: Login, options: Options) -> bool:
         """Say whether `deploy` would change anything on a host."""
         with self._visit(login, options.python, self._path(host, options)) as visit:
             release = self._plan(visit, login, options).serving
             return release is None or not self._is_fresh(release, host)
 
-    def check(self, login: ssh.Login, options: Options) -> list[Finding]:
+    def check(self, login: Login, options: Options) -> list[Finding]:
         """Look at everything on a host that a backup needs. Changes nothing there."""
         with self._visit(login, options.python, options.directory) as visit:
             found = visit.directory.inspect()
@@ -178,14 +182,14 @@ class Agents:
             how = "as root by sudo" if visit.connection.sudo else f"as {login.user}"
             return [_ok("SSH", f"{visit.connection.where} lets us in, {how}"), *findings]
 
-    def rollback(self, host: Host, login: ssh.Login, options: Options, patience: Patience | None) -> registry.Record:
+    def rollback(self, host: Host, login: Login, options: Options, patience: Patience | None) -> registry.Record:
         """Put the release before the current one in force again. patience: as for `deploy`."""
         path = self._path(host, options)
         with self._visit(login, options.python, path) as visit:
             release = _patiently(patience, visit.directory.rollback)
             return self._put(host, visit.way(login), path, release, visit.directory.inspect())
 
-    def renew(self, host: Host, login: ssh.Login, options: Options) -> registry.Record:
+    def renew(self, host: Host, login: Login, options: Options) -> registry.Record:
         """Give a host's agent a new certificate, and the newest list of revoked ones, without a restart."""
         path = self._path(host, options)
         with self._visit(login, options.python, path) as visit:
@@ -195,12 +199,12 @@ class Agents:
             release = self._renewed(visit, found.current, host)
             return self._put(host, visit.way(login), path, release, found)
 
-    def logs(self, host: Host, login: ssh.Login, options: Options, lines: int) -> str:
+    def logs(self, host: Host, login: Login, options: Options, lines: int) -> str:
         """Return the last lines of what a host's agent said."""
         with self._visit(login, options.python, self._path(host, options)) as visit:
             return visit.directory.logs(lines)
 
-    def remove(self, host: Host, login: ssh.Login, options: Options) -> bool:
+    def remove(self, host: Host, login: Login, options: Options) -> bool:
         """
         Stop the agent, take away all that was made for it on the host, and forget it; False when there was none.
 
@@ -229,12 +233,15 @@ class Agents:
         return archive
 
     @contextlib.contextmanager
-    def _visit(self, login: ssh.Login, python: str, path: str) -> Iterator[_Visit]:
+    def _visit(self, login: Login, python: str, path: str) -> Iterator[_Visit]:
+        # paramiko takes as long to import as half of all else together, and few commands go to hosts by themselves.
+        from blockferry.deploy import ssh  # noqa: PLC0415
+
         with ssh.connect(login) as connection:
             found = interpreter.find(connection, python)
             yield _Visit(connection, found, AgentDirectory(connection, found.path, path))
 
-    def _plan(self, visit: _Visit, login: ssh.Login, options: Options) -> _Plan:
+    def _plan(self, visit: _Visit, login: Login, options: Options) -> _Plan:
         made = self._bundles(visit.python.kind)
         about = _about(made, visit.python.path, str(visit.python))
         found = visit.directory.inspect()
@@ -310,7 +317,7 @@ def _about(made: bundle.Bundle, python: str, python_version: str) -> About:
     )
 
 
-def _settings(options: Options, login: ssh.Login) -> ServiceSettings:
+def _settings(options: Options, login: Login) -> ServiceSettings:
     return msgspec.structs.replace(options.service, ssh_user=login.user)
 
 

@@ -13,13 +13,15 @@ import zipfile
 from collections.abc import Mapping
 from datetime import datetime
 from importlib import resources
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from blockferry import errors
-from blockferry.deploy import ssh
 from blockferry_agent.units import MiB
+
+if TYPE_CHECKING:
+    from blockferry.deploy.ssh import Connection
 
 _TIMEOUT = 240.0
 """Seconds: a trial, stopping the old agent, starting the new one, and the old one again when that fails."""
@@ -178,7 +180,7 @@ class AgentDirectory:
     python: path of the host's Python.  Every method raises DeployError, and Conflict while somebody else changes it.
     """
 
-    def __init__(self, connection: ssh.Connection, python: str, path: str) -> None:
+    def __init__(self, connection: Connection, python: str, path: str) -> None:
         if not posixpath.isabs(path):
             raise errors.DeployError(f"{path} cannot be the agent's directory: it is no absolute path.")
         self.path = path

@@ -7,17 +7,20 @@ The SSH keys by which a host is known beforehand. Nothing is trusted because it 
     the operator's known_hosts                                type and key
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import paramiko
+from typing import TYPE_CHECKING, NamedTuple
 
 from blockferry import errors
+
+if TYPE_CHECKING:
+    from paramiko import PKey
 
 # Key types, and by which names a server is asked for them; the best first.
 _ALGORITHMS = {
@@ -69,10 +72,12 @@ def from_fingerprint(text: str) -> Pin:
 
 def from_known_hosts(name: str, paths: Iterable[Path]) -> tuple[Pin, ...]:
     """Return the pins for a host in files as OpenSSH keeps them. name: "host", or "[host]:port" for another than 22."""
+    import paramiko  # noqa: PLC0415 - takes long to import, and the engine knows most hosts' keys
+
     pins = []
     for path in paths:
         try:
-            keys: Mapping[str, paramiko.PKey] = paramiko.HostKeys(str(path)).lookup(name) or {}
+            keys: Mapping[str, PKey] = paramiko.HostKeys(str(path)).lookup(name) or {}
         except (OSError, paramiko.SSHException):
             continue  # ssh itself goes on without a file that is not there, too
         pins += [Pin(_fingerprint(key.asbytes()), kind) for kind, key in keys.items() if kind in _ALGORITHMS]

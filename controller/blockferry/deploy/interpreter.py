@@ -1,11 +1,15 @@
 """The Python that a host has: the agent runs on Python 3.9 or later of an ordinary Linux (glibc)."""
 
+from __future__ import annotations
+
 import json
 import re
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from blockferry import errors
-from blockferry.deploy import ssh
+
+if TYPE_CHECKING:
+    from blockferry.deploy.ssh import Connection
 
 OLDEST = (3, 9)
 
@@ -79,7 +83,7 @@ class Interpreter(NamedTuple):
         return Kind(self.version[:2], self.machine, self.glibc)
 
 
-def find(connection: ssh.Connection, wanted: str = "") -> Interpreter:
+def find(connection: Connection, wanted: str = "") -> Interpreter:
     """
     Return the host's Python that will run the agent: `wanted` (a command or path), or else the first that fits.
 
@@ -99,7 +103,7 @@ def find(connection: ssh.Connection, wanted: str = "") -> Interpreter:
     )
 
 
-def _ask(connection: ssh.Connection, command: str) -> Interpreter | str:
+def _ask(connection: Connection, command: str) -> Interpreter | str:
     """Return the interpreter behind a command, or why it does not fit: "" when there is no such command."""
     output = connection.call(["sh", "-c", _FIND, "sh", command], _DESCRIBE)
     path, _, description = output.stdout.partition("\n")

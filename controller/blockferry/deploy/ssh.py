@@ -21,6 +21,7 @@ from paramiko.pkey import UnknownKeyType
 
 from blockferry import errors
 from blockferry.deploy import hostkey
+from blockferry.deploy.login import Login
 from blockferry_agent.units import KiB
 
 # What paramiko logs on its own threads reaches the operator as an error of ours; its tracebacks help nobody.
@@ -28,36 +29,6 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 _OUTPUT_LIMIT = 256 * KiB
 _KEEPALIVE = 15
-
-
-class Login(NamedTuple):
-    """
-    How to reach a host and who we are there.
-
-    address: IP address or DNS name.  pins: the keys that the host may show; none means: no connection.
-    key_file: private key; without it the SSH agent's keys and `key_files` are offered.  password: tried last.
-    timeout: seconds to connect, and for any one answer of the SSH server.
-    proxy: a command whose input and output lead to the host's SSH; empty: TCP does.
-    sudo: run commands as root.  sudo_password: for it; None when it asks for none.
-    trust_new: without pins, believe whatever key the host shows.
-    """
-
-    address: str
-    pins: tuple[hostkey.Pin, ...]
-    port: int = 22
-    user: str = "root"
-    key_file: Path | None = None
-    password: str | None = None
-    timeout: float = 20.0
-    key_files: tuple[Path, ...] = ()
-    proxy: tuple[str, ...] = ()
-    sudo: bool = False
-    sudo_password: str | None = None
-    trust_new: bool = False
-
-    def __repr__(self) -> str:
-        """Without the password: values end up in logs and tracebacks."""
-        return f"Login({self.user}@{self.address}:{self.port})"
 
 
 class Output(NamedTuple):
