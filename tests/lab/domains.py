@@ -26,6 +26,9 @@ from tests.lab.storage import Format
 Bus = Literal["virtio", "virtio-scsi"]
 State = Literal["up", "down", "paused"]
 
+_QUICKLY = "quiet nokaslr mitigations=off no_timer_check lpj=4000000 cryptomgr.notests audit=0"
+"""For the kernel: nothing that an emulated CPU of a test has to do."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DiskSpec:
@@ -256,9 +259,9 @@ class Domains:
               <memory unit='b'>{vm.memory}</memory>
               <os>
                 <type arch='x86_64' machine='q35'>hvm</type>
-                <kernel>{self._image.kernel}</kernel>
+                <kernel>{self._image.unpacked}</kernel>
                 <initrd>{self._image.initramfs}</initrd>
-                <cmdline>console=ttyS0 quiet lab.disks={targets}</cmdline>
+                <cmdline>console=ttyS0 {_QUICKLY} lab.disks={targets}</cmdline>
               </os>
               <features><acpi/></features>
               <on_poweroff>destroy</on_poweroff>

@@ -10,13 +10,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
 from tests.lab import cache, debian, processes
+from tests.lab.errors import LabError
 
 # Copied to the guest's root as they are: init, and what it runs.
 ROOTFS = Path(__file__).parent / "rootfs"
+
+_UNPACKERS = {b"\x02\x21\x4c\x18": "lz4", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"\x1f\x8b": "gzip"}
 
 # Those that Debian does not build into its kernel.
 MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "button", "evdev")
@@ -24,9 +28,14 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console"
 
 @dataclasses.dataclass(frozen=True)
 class GuestImage:
-    """What QEMU boots directly.  Both are readable by everybody."""
+    """
+    What boots. All are readable by everybody.
+
+    kernel: for boot loaders.  unpacked: the same for QEMU, which saves an emulated CPU the unpacking.
+    """
 
     kernel: Path
+    unpacked: Path
     initramfs: Path
 
     @classmethod
@@ -40,12 +49,13 @@ class GuestImage:
         """Copy it to where QEMU's user may read."""
         copy = self._in(directory)
         shutil.copyfile(self.kernel, copy.kernel)
+        shutil.copyfile(self.unpacked, copy.unpacked)
         shutil.copyfile(self.initramfs, copy.initramfs)
         return copy
 
     @classmethod
     def _in(cls, directory: Path) -> GuestImage:
-        return cls(directory / "vmlinuz", directory / "initramfs")
+        return cls(directory / "vmlinuz", directory / "vmlinux", directory / "initramfs")
 
 
 def _build(directory: Path) -> None:
@@ -60,7 +70,26 @@ def _build(directory: Path) -> None:
         _add_modules(root, kernel)
         (vmlinuz,) = kernel.glob("boot/vmlinuz-*")
         shutil.copyfile(vmlinuz, directory / "vmlinuz")
+        _unpack(vmlinuz, directory / "vmlinux")
         _pack(root, directory / "initramfs")
+
+
+def _unpack(vmlinuz: Path, vmlinux: Path) -> None:
+    """See Documentation/arch/x86/boot.rst of Linux: where a bzImage has what it unpacks."""
+    image = vmlinuz.read_bytes()
+    (sectors,) = struct.unpack_from("<B", image, 0x1F1)
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (sectors + 1) * 512 + offset
+    payload = image[start : start + length]
+    unpack = next((program for magic, program in _UNPACKERS.items() if payload.startswith(magic)), None)
+    if unpack is None:
+        raise LabError(f"{vmlinuz.name} is packed by a program that the lab does not know.")
+    if unpack != "gzip":
+        # Its unpacked length follows: scripts/Makefile.lib, size_append.
+        payload = payload[:-4]
+    with vmlinux.open("wb") as unpacked:
+        processes.run(unpack, "-dc", input=payload, stdout=unpacked)
+    vmlinux.chmod(0o644)
 
 
 def _add_busybox(root: Path) -> None:
