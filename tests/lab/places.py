@@ -20,7 +20,7 @@ User = Literal["qemu", "vdsm", "ovirtimg"]
 class Service(Protocol):
     """A daemon of a host."""
 
-    def wait_until(self, ready: Callable[[], bool], timeout: float = 20) -> None:
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 60) -> None:
         """Wait until it is ready.  Raises LabError with the end of its log when it ends before."""
 
     def stop(self) -> None:

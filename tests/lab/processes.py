@@ -59,7 +59,7 @@ def run(
     return done.stdout.decode(errors="replace") if stdout is None else ""
 
 
-def wait_for(what: str, ready: Callable[[], bool], timeout: float = 10) -> None:
+def wait_for(what: str, ready: Callable[[], bool], timeout: float = 60) -> None:
     """Wait until ready() is true.  Raises LabError naming what did not happen."""
     deadline = time.monotonic() + timeout
     pause = 0.002
@@ -112,7 +112,7 @@ class Daemon:
         """Its process id."""
         return self._process.pid
 
-    def wait_until(self, ready: Callable[[], bool], timeout: float = 20) -> None:
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 60) -> None:
         """Wait until the daemon is ready.  Raises LabError with the end of its log when it ends before."""
 
         def alive_and_ready() -> bool:

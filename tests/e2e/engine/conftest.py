@@ -25,7 +25,7 @@ SMALL_DISKS = (
 )
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     """Poll until the condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -80,7 +80,7 @@ class Unit:
         except LabError:
             raise self._ended() from None
 
-    def wait_until(self, ready: Callable[[], bool], timeout: float = 20) -> None:
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 60) -> None:
         def active_and_ready() -> bool:
             if ready():
                 return True
