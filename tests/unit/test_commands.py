@@ -10,6 +10,7 @@ import pty
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -329,6 +330,27 @@ def test_reader_that_goes_away(site: Site, words: list[str]) -> None:
             [BLOCKFERRY, *words], env=site.environment, stdout=gone, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+INTERRUPTED_WHILE_IT_LOADS = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Impatience:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name == "blockferry.cli.program":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Impatience)
+from blockferry import cli
+cli.main()
+"""
+
+
+def test_interrupted_while_it_loads() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_WHILE_IT_LOADS], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b""), "no traceback"
 
 
 # On a terminal
