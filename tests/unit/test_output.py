@@ -31,8 +31,12 @@ def test_sizes(length: int, text: str) -> None:
     assert output.size(length) == text
 
 
+def test_one_thing_and_several() -> None:
+    assert [output.count(number, "object") for number in (0, 1, 2)] == ["0 objects", "1 object", "2 objects"]
+
+
 def test_tables_are_whole_and_literal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.point(POINT)
+    output.point(POINT, pinned=False)
     printed = capsys.readouterr().out
     assert POINT.disks[0].alias in printed, "neither cut nor folded, and no markup of anybody's"
     assert POINT.id in printed

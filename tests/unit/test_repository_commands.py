@@ -180,7 +180,7 @@ def test_points_are_copied_to_another_repository(place: Place) -> None:
     assert (first["point_id"], first["new"], first["moved"]) == (older.id, True, 512 * 1024)
     done = place.run("repository", "copy", *to)
     assert done.status == 0
-    assert f"1 recovery points were copied to {place.directory}/there; 1 were there already." in done.output
+    assert f"Copied to {place.directory}/there: 1 recovery point; there already: 1." in done.output
     there = Repository.open(str(place.directory / "there"), made)
     assert images.restore(there, there.points()[0]) == image
 

@@ -57,11 +57,48 @@ def test_a_deleted_point_comes_back(site: Site) -> None:
 
 
 def test_several_are_deleted_or_none(site: Site) -> None:
-    done = site.run("delete", "web", site.points[0].id, "nonsense")
+    first, second, third = (point.id for point in site.points)
+    done = site.run("delete", "web", first, "nonsense")
     assert done.status == 5
     assert len(site.listed()) == 3
-    assert site.run("delete", "web", site.points[0].id, site.points[1].id).status == 0
-    assert site.listed() == [site.points[2].id]
+    site.run("pin", "web", second)
+    done = site.run("delete", "web", first, second)
+    assert done.status == 6
+    assert f"Run `blockferry unpin web {second}` first." in done.errors
+    assert len(site.listed()) == 3
+    site.run("unpin", "web", second)
+    assert site.run("delete", "web", first, second, first).status == 0
+    assert site.listed() == [third]
+
+
+def test_several_are_named_at_once_and_told_in_one_document(site: Site) -> None:
+    first, second = (point.id for point in site.points[:2])
+    for command, state in (("pin", "pinned"), ("unpin", "unpinned"), ("delete", "deleted"), ("undelete", "undeleted")):
+        done = site.document(command, "web", first, second, first)
+        assert done == [
+            {"vm_id": images.VM.id, "vm_name": "web", "point_id": point_id, "state": state}
+            for point_id in (first, second)
+        ]
+    Path(site.url, layout.manifest(images.VM.id, first)).write_bytes(b"{")
+    assert site.document("delete", images.VM.id, first, "--unreadable") == [
+        {"vm_id": images.VM.id, "vm_name": None, "point_id": first, "state": "gone"}
+    ]
+    assert len(site.listed()) == 2
+
+
+def test_one_sees_what_is_pinned(site: Site) -> None:
+    first = site.points[0].id
+    site.run("pin", "web", first)
+    listed = site.document("list", "web")
+    assert isinstance(listed, list)
+    assert [point["id"] for point in listed if point["pinned"]] == [first]
+    (pinned,) = [line for line in site.run("list").output.splitlines() if "pinned" in line]
+    assert first in pinned
+    shown = site.document("show", "web", first)
+    assert isinstance(shown, dict)
+    assert shown["pinned"] is True
+    assert "Pinned:          yes" in site.run("show", "web", first).output
+    assert "Pinned:          no" in site.run("show", "web").output
 
 
 def test_a_pinned_point_stays(site: Site) -> None:
@@ -99,7 +136,7 @@ def test_prune_says_what_it_would_do_and_why(site: Site) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        ([], 3, "This policy would keep nothing."),
+        ([], 2, "This policy would keep nothing."),
         (["--keep-within", "3q"], 2, "is not a time such as 36h"),
         (["db", "--keep-last", "1"], 5, "no recovery point of VM db"),
     ],
@@ -120,6 +157,7 @@ def test_tags_have_policies_of_their_own(site: Site) -> None:
             mode="live", backup_id="", checkpoint_id=None, parent=None, seconds=1, tags=("weekly", "to tape")
         )
     assert "weekly, to tape" in site.run("show", "web").output
+    assert "tag weekly, tag to tape" in site.run("list", "web").output
     site.run("prune", "--tag", "weekly", "--keep-last", "1")
     assert len(site.listed()) == 4
     site.run("prune", "--keep-last", "1")
@@ -131,18 +169,18 @@ def test_collect_says_what_it_freed_and_what_it_could_not(site: Site) -> None:
     site.age()
     first = site.run("collect", "-q", "--trash", "0", "--young", "0")
     assert first.status == 0
-    assert "1 deleted recovery points are gone for good." in first.output
+    assert "Gone for good: 1 deleted recovery point." in first.output
     # The chunk, a page of the index, the index, the OVF.
-    assert "in 4 objects are freed." in first.output
+    assert "in 4 objects." in first.output
     assert len(site.listed()) == 2
     assert site.run("verify", "-q").status == 0
 
     site.repository._chunks().put(b"garbage")
     site.run("delete", "web", site.points[1].id)
     second = site.run("collect", "-q")
-    assert "0 B in 0 objects are freed." in second.output
-    assert "1 deleted recovery points are in the trash, with all that they need (--trash)." in second.output
-    assert "in 1 objects nobody needs yet or any more, but they are young (--young)" in second.output
+    assert "Freed: 0 B in 0 objects." in second.output
+    assert "In the trash for now (--trash), with all that is needed: 1 deleted recovery point." in second.output
+    assert "but young (--young), or a running backup's: 19 B in 1 object." in second.output
 
 
 def test_a_collection_that_is_hindered_says_so(site: Site) -> None:
@@ -170,7 +208,7 @@ def test_a_point_that_cannot_be_read_can_be_given_up(site: Site) -> None:
 
 
 def test_verify_quick_and_by_shares(site: Site) -> None:
-    assert "3 other chunks are there." in site.run("verify", "-q", "--quick").output
+    assert "Seen to be there, and not read: 3 chunks." in site.run("verify", "-q", "--quick").output
     done = site.run("verify", "-q", "--share", "40%")
     assert done.status == 0
     assert "% of what is stored was read since all of it was read last." in done.output or "3 chunks" in done.output

@@ -81,13 +81,14 @@ def boot(settings: Settings, point: Manifest, options: Options) -> None:
         output.line(f"Recovery point {point.id} of VM {point.vm.name} lives, after {result.seconds:.1f} s.")
         output.line(f"Its console: {result.log}")
     if not result.alive:
+        seen = "See above what its console said" if result.console else "Its console said nothing; see what QEMU said"
         for said in result.console:
             output.note(said)
         output.failed(
             errors.RestoreError(
                 f"Recovery point {point.id} gave no sign of life within {result.seconds:.0f} s: "
                 f"{' and '.join(result.missing)} did not come.",
-                f"See above what it said last, or all of it in {result.log}; give it more --timeout or --memory, "
-                "another --firmware, or try an older point.",
+                f"{seen}, all of it in {result.log}; give it more --timeout or --memory, another --firmware, "
+                "or try an older point.",
             )
         )

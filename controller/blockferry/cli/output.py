@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -27,6 +27,11 @@ def size(length: int) -> str:
         value /= 1024
         unit += 1
     return f"{length} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def count(number: int, thing: str) -> str:
+    """Return how many there are of a thing, whose plural has an s: "1 object", "2 objects"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -81,10 +86,10 @@ def error(problem: errors.Error, machine: bool) -> None:
         as_json({"error": {"kind": type(problem).__name__, "message": problem.message, "hint": problem.hint}})
 
 
-def points(found: Sequence[Manifest]) -> None:
-    """Print recovery points, a row each."""
+def points(found: Sequence[Manifest], pinned: Collection[tuple[str, str]]) -> None:
+    """Print recovery points, a row each. pinned: (vm id, point id) of those that are."""
     table(
-        ("VM", "POINT", "CREATED (UTC)", "MODE", "READ AS", "DISKS", "SIZE", "MOVED", "STORED", "SECONDS"),
+        ("VM", "POINT", "CREATED (UTC)", "MODE", "READ AS", "DISKS", "SIZE", "MOVED", "STORED", "SECONDS", "REMARKS"),
         (
             (
                 point.vm.name,
@@ -97,6 +102,7 @@ def points(found: Sequence[Manifest]) -> None:
                 size(sum(disk.bytes.moved for disk in point.disks)),
                 size(sum(disk.bytes.stored for disk in point.disks)),
                 f"{point.seconds:.1f}",
+                ", ".join(["pinned"] * ((point.vm.id, point.id) in pinned) + [f"tag {tag}" for tag in point.tags]),
             )
             for point in found
         ),
@@ -104,7 +110,7 @@ def points(found: Sequence[Manifest]) -> None:
     )
 
 
-def point(found: Manifest) -> None:
+def point(found: Manifest, pinned: bool) -> None:
     """Print one recovery point with all that is known of it."""
     facts = {
         "Recovery point": found.id,
@@ -114,6 +120,7 @@ def point(found: Manifest) -> None:
         "Checkpoint": found.checkpoint_id or "none: no disk can have one",
         "Read against": found.parent_id or "nothing: complete by itself from the start",
         "Tags": ", ".join(found.tags) or "none",
+        "Pinned": "yes: neither `prune` nor `delete` takes it away" if pinned else "no",
         "Configuration": f"OVF, {size(found.ovf.length)}" if found.ovf else f"none: {found.ovf_missing}",
     }
     for name, value in facts.items():
@@ -159,9 +166,9 @@ def _way(disk: DiskManifest) -> str:
 
 def verification(found: Verification) -> None:
     """Print what a verification found: a row for each thing that each damaged object hurts."""
-    line(f"{found.chunks} chunks with {size(found.checked)} of content were read and checked.")
+    line(f"Read and checked: {count(found.chunks, 'chunk')} with {size(found.checked)} of content.")
     if found.present:
-        line(f"{found.present} other chunks are there.")
+        line(f"Seen to be there, and not read: {count(found.present, 'chunk')}.")
     if found.covered is not None and found.covered < 1:
         line(f"{100 * found.covered:.0f} % of what is stored was read since all of it was read last.")
     for lost in found.unreadable:

@@ -27,7 +27,7 @@ class _Share(click.ParamType[float]):
         """Return the part."""
         found = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,3})?)%?", str(value))
         if found is None or float(found[1]) == 0:
-            self.fail(f"{value!r} is not a share such as 5%.", param, ctx)
+            self.fail(f"{value!r} is not a share such as 5%, above 0 and below 100; all is read without --share.")
         return float(found[1]) / 100
 
 
@@ -39,11 +39,13 @@ _SHARE = _Share()
 @common_options
 def list_points(settings: Settings, vm: str | None) -> None:
     """List the recovery points in the repository, newest first; those of VM (name or id) when it is given."""
-    points = catalog.points(settings.site().repository(), vm)
+    repository = settings.site().repository()
+    points = catalog.points(repository, vm)
+    pinned = repository.pinned()
     if settings.machine:
-        output.as_json(points)
+        output.as_json([{**output.fields(point), "pinned": (point.vm.id, point.id) in pinned} for point in points])
     else:
-        output.points(points)
+        output.points(points, pinned)
 
 
 @click.command(epilog=POINT_HELP)
@@ -52,11 +54,13 @@ def list_points(settings: Settings, vm: str | None) -> None:
 @common_options
 def show(settings: Settings, vm: str, point: str) -> None:
     """Show one recovery point of VM: its disks, how they were read, and what that moved and stored."""
-    found = catalog.point(settings.site().repository(), vm, point)
+    repository = settings.site().repository()
+    found = catalog.point(repository, vm, point)
+    pinned = (found.vm.id, found.id) in repository.pinned()
     if settings.machine:
-        output.as_json(found)
+        output.as_json({**output.fields(found), "pinned": pinned})
     else:
-        output.point(found)
+        output.point(found, pinned)
 
 
 @click.command(epilog=POINT_HELP + " Without VM, all recovery points are verified.")
@@ -130,7 +134,7 @@ def verify(
     if bad:
         output.failed(
             errors.Damaged(
-                f"{bad} stored objects are damaged or missing.",
+                f"{output.count(bad, 'stored object')} {'is' if bad == 1 else 'are'} damaged or missing.",
                 "Back the VMs up: what their disks still hold is stored anew, for all points; `backup --fresh` reads "
                 "them whole.",
             )

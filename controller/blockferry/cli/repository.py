@@ -107,7 +107,9 @@ def copy(
         output.as_json(copied)
     else:
         new = sum(done.new for done in copied)
-        output.line(f"{new} recovery points were copied to {target.url}; {len(copied) - new} were there already.")
+        output.line(
+            f"Copied to {target.url}: {output.count(new, 'recovery point')}; there already: {len(copied) - new}."
+        )
 
 
 @repository.group()

@@ -59,26 +59,30 @@ def delete(settings: Settings, vm: str, point: tuple[str, ...], unreadable: bool
     No other point needs them: each is complete by itself.
     """
     repository = settings.site().repository()
+    said = _Said(settings)
     if unreadable:
-        for lost in [job.unreadable(repository, vm, name) for name in point]:
+        for lost in job.unreadable(repository, vm, point):
             repository.forget(lost)
-            _say(settings, lost.vm_id, lost.point_id, "is gone for good")
-        return
-    for found in [catalog.point(repository, vm, name) for name in point]:
-        repository.delete(found)
-        _say(settings, found.vm.name, found.id, "is deleted, and in the trash for now")
+            said.add(lost.vm_id, None, lost.point_id, "gone", "is gone for good")
+    else:
+        for found in job.deletable(repository, vm, point):
+            repository.delete(found)
+            said.add(found.vm.id, found.vm.name, found.id, "deleted", "is deleted, and in the trash for now")
+    said.end()
 
 
 @click.command()
 @click.argument("vm")
-@click.argument("point")
+@click.argument("point", nargs=-1, required=True)
 @common_options
-def undelete(settings: Settings, vm: str, point: str) -> None:
-    """Bring a recovery point of VM back from the trash. POINT is its id, or the first characters of it."""
+def undelete(settings: Settings, vm: str, point: tuple[str, ...]) -> None:
+    """Bring recovery points of VM back from the trash. POINT is an id, or the first characters of one."""
     repository = settings.site().repository()
-    found = job.trashed(repository, vm, point)
-    repository.undelete(found.vm.id, found.id)
-    _say(settings, found.vm.name, found.id, "is back")
+    said = _Said(settings)
+    for found in job.trashed(repository, vm, point):
+        repository.undelete(found.vm.id, found.id)
+        said.add(found.vm.id, found.vm.name, found.id, "undeleted", "is back")
+    said.end()
 
 
 @click.command()
@@ -105,26 +109,30 @@ def trash(settings: Settings) -> None:
 
 @click.command(epilog=POINT_HELP)
 @click.argument("vm")
-@click.argument("point")
+@click.argument("point", nargs=-1, required=True)
 @common_options
-def pin(settings: Settings, vm: str, point: str) -> None:
-    """Keep a recovery point of VM: neither `prune` nor `delete` takes it away, until `unpin`."""
+def pin(settings: Settings, vm: str, point: tuple[str, ...]) -> None:
+    """Keep recovery points of VM: neither `prune` nor `delete` takes them away, until `unpin`."""
     repository = settings.site().repository()
-    found = catalog.point(repository, vm, point)
-    repository.pin(found)
-    _say(settings, found.vm.name, found.id, "is pinned")
+    said = _Said(settings)
+    for found in catalog.named(repository, vm, point):
+        repository.pin(found)
+        said.add(found.vm.id, found.vm.name, found.id, "pinned", "is pinned")
+    said.end()
 
 
 @click.command(epilog=POINT_HELP)
 @click.argument("vm")
-@click.argument("point")
+@click.argument("point", nargs=-1, required=True)
 @common_options
-def unpin(settings: Settings, vm: str, point: str) -> None:
-    """Let a recovery point of VM be pruned and deleted again."""
+def unpin(settings: Settings, vm: str, point: tuple[str, ...]) -> None:
+    """Let recovery points of VM be pruned and deleted again."""
     repository = settings.site().repository()
-    found = catalog.point(repository, vm, point)
-    repository.unpin(found)
-    _say(settings, found.vm.name, found.id, "is not pinned any more")
+    said = _Said(settings)
+    for found in catalog.named(repository, vm, point):
+        repository.unpin(found)
+        said.add(found.vm.id, found.vm.name, found.id, "unpinned", "is not pinned any more")
+    said.end()
 
 
 @click.command(
@@ -161,6 +169,11 @@ def prune(
     are in the trash first. Room is made by `collect`.
     """
     policy = Policy(keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly, keep_within)
+    if not any(policy):
+        raise click.UsageError(
+            "This policy would keep nothing. Say what to keep, such as --keep-last 7 --keep-weekly 4; "
+            "single points are deleted by `delete`."
+        )
     verdicts = list(job.prune(settings.site().repository(), vm, tag, policy, dry_run))
     if settings.machine:
         output.as_json([{"keep": verdict.keep, **output.fields(verdict)} for verdict in verdicts])
@@ -179,7 +192,9 @@ def prune(
         ),
     )
     gone = sum(not verdict.keep for verdict in verdicts)
-    output.line(f"{gone} of {len(verdicts)} recovery points {'would be' if dry_run else 'are'} deleted.")
+    output.line(
+        f"{gone} of {output.count(len(verdicts), 'recovery point')} {'would be' if dry_run else 'are now'} deleted."
+    )
 
 
 @click.command(epilog="Times are written as 36h, 7d, 4w, 6m (of 30 days) or 1y; 0 for at once.")
@@ -210,24 +225,37 @@ def collect(settings: Settings, trash_time: timedelta, young: timedelta) -> None
     if settings.machine:
         output.as_json(done)
     else:
-        output.line(f"{output.size(done.freed.length)} in {done.freed.objects} objects are freed.")
+        output.line(f"Freed: {output.size(done.freed.length)} in {output.count(done.freed.objects, 'object')}.")
         if done.points:
-            output.line(f"{done.points} deleted recovery points are gone for good.")
+            output.line(f"Gone for good: {output.count(done.points, 'deleted recovery point')}.")
         if done.trash:
-            output.line(f"{done.trash} deleted recovery points are in the trash, with all that they need (--trash).")
+            deleted = output.count(done.trash, "deleted recovery point")
+            output.line(f"In the trash for now (--trash), with all that is needed: {deleted}.")
         for amount, why in (
-            (done.young, "nobody needs yet or any more, but they are young (--young), or a running backup's"),
-            (done.rescued, "a running backup found and uses"),
-            (done.left, "were left"),
+            (done.young, "Not needed yet or any more, but young (--young), or a running backup's"),
+            (done.rescued, "Found and used by a running backup"),
+            (done.left, "Left"),
         ):
             if amount.objects:
-                output.line(f"{output.size(amount.length)} in {amount.objects} objects {why}.")
+                output.line(f"{why}: {output.size(amount.length)} in {output.count(amount.objects, 'object')}.")
     if done.hindrance is not None:
         output.failed(errors.Conflict(done.hindrance))
 
 
-def _say(settings: Settings, vm_name: str, point_id: str, what: str) -> None:
-    if settings.machine:
-        output.as_json({"vm": vm_name, "point_id": point_id, "state": what})
-    else:
-        output.line(f"Recovery point {point_id} of VM {vm_name} {what}.")
+class _Said:
+    """What became of points: a sentence for each as soon as it is so, or one document for all at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._machine = settings.machine
+        self._rows: list[dict[str, str | None]] = []
+
+    def add(self, vm_id: str, vm_name: str | None, point_id: str, state: str, sentence: str) -> None:
+        """Say what became of a point. vm_name: None if unknown.  state: `sentence` in a word, for machines."""
+        self._rows.append({"vm_id": vm_id, "vm_name": vm_name, "point_id": point_id, "state": state})
+        if not self._machine:
+            output.line(f"Recovery point {point_id} of VM {vm_name or vm_id} {sentence}.")
+
+    def end(self) -> None:
+        """Print the document."""
+        if self._machine:
+            output.as_json(self._rows)

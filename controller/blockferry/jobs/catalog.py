@@ -30,7 +30,17 @@ def point(repository: Repository, vm: str, name: str) -> Manifest:
 
     Raises NotFound, Ambiguous, and Damaged when the latest one cannot be read.
     """
+    return named(repository, vm, [name])[0]
+
+
+def named(repository: Repository, vm: str, names: Sequence[str]) -> list[Manifest]:
+    """Return the recovery points of a VM that `names` mean, each once, in that order. Raises as `point` does."""
     own, unreadable = _points(repository, vm)
+    found = [_point(own, unreadable, vm, name) for name in names]
+    return list({point.id: point for point in found}.values())
+
+
+def _point(own: Sequence[Manifest], unreadable: Sequence[Unreadable], vm: str, name: str) -> Manifest:
     if name == LATEST:
         newer = [lost for lost in unreadable if lost.vm_id == own[0].vm.id and lost.point_id > own[0].id]
         if newer:

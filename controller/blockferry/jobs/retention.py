@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import NoReturn
 
 import msgspec
 
@@ -57,17 +58,32 @@ def prune(
             yield Verdict(point.vm.id, points[0].vm.name, point.id, point.created, reasons)
 
 
-def trashed(repository: Repository, vm: str, name: str) -> Manifest:
+def deletable(repository: Repository, vm: str, names: Sequence[str]) -> list[Manifest]:
+    """Return the points that `names` mean. Raises Conflict when one is pinned, and what `catalog.point` raises."""
+    found = catalog.named(repository, vm, names)
+    pinned = repository.pinned()
+    kept = " ".join(point.id for point in found if (point.vm.id, point.id) in pinned)
+    if kept:
+        raise errors.Conflict(
+            f"Nothing was deleted, because these recovery points of VM {vm} are pinned: {kept}.",
+            f"Run `blockferry unpin {vm} {kept}` first.",
+        )
+    return found
+
+
+def trashed(repository: Repository, vm: str, names: Sequence[str]) -> list[Manifest]:
     """
-    Return the point in the trash that is meant. vm: name or id.  name: the id, or its first characters.
+    Return the points in the trash that are meant, each once. vm: name or id.  names: ids, or their first characters.
 
     Raises NotFound, Ambiguous.
     """
-    found = [
-        each.point
-        for each in repository.trash(_warn)
-        if vm in (each.point.vm.id, each.point.vm.name) and each.point.id.startswith(name)
-    ]
+    own = [each.point for each in repository.trash(_warn) if vm in (each.point.vm.id, each.point.vm.name)]
+    found = [_trashed(own, vm, name) for name in names]
+    return list({point.id: point for point in found}.values())
+
+
+def _trashed(own: Sequence[Manifest], vm: str, name: str) -> Manifest:
+    found = [point for point in own if point.id.startswith(name)]
     if not found:
         raise errors.NotFound(f"The trash has no recovery point {name} of VM {vm}.", "See `blockferry trash`.")
     if len(found) > 1:
@@ -91,14 +107,16 @@ def _warn(lost: Unreadable) -> None:
     )
 
 
-def unreadable(repository: Repository, vm_id: str, point_id: str) -> Unreadable:
-    """Return the point whose manifest cannot be read, also in the trash. Raises NotFound, RepositoryError."""
+def unreadable(repository: Repository, vm_id: str, point_ids: Sequence[str]) -> list[Unreadable]:
+    """Return the points whose manifests cannot be read, also in the trash. Raises NotFound, RepositoryError."""
     lost: list[Unreadable] = []
     repository.points(unreadable=lost.append)
     repository.trash(unreadable=lost.append)
-    for each in lost:
-        if (each.vm_id, each.point_id) == (vm_id, point_id):
-            return each
+    own = {each.point_id: each for each in lost if each.vm_id == vm_id}
+    return [own[point_id] if point_id in own else _readable(vm_id, point_id) for point_id in dict.fromkeys(point_ids)]
+
+
+def _readable(vm_id: str, point_id: str) -> NoReturn:
     raise errors.NotFound(
         f"There is no recovery point {point_id} of VM {vm_id} whose manifest cannot be read.",
         "Write both ids in full, as `blockferry verify` names them.",

@@ -80,7 +80,7 @@ def test_chunk_is_damaged(scene: Scene, tmp_path: Path) -> None:
     chunk = max((path for path in (repository_of(scene) / "chunks").rglob("*") if path.is_file()), key=by_age)
     with damaged(chunk):
         verified = scene.operator.run("verify", scene.vm.name, "--json")
-        scene.assert_says(verified, 9, "1 stored objects are damaged")
+        scene.assert_says(verified, 9, "1 stored object is damaged")
         (damage,) = verified.document["damage"]
         assert damage["name"] == f"chunks/{chunk.parent.name}/{chunk.name}"
         assert [hurt["point_id"] for hurt in damage["hurts"]] == scene.points[:1]
