@@ -18,6 +18,10 @@ AHEAD = 512 * KiB
 """Bytes of messages that are taken in before they are wanted; one more message, however long, may come on top."""
 
 
+PATIENCE = 60.0
+"""Seconds in which a stream must have said which disk it is for: until then it only holds a thread."""
+
+
 class Inbox:
     """
     An iterator of a stream's blocks, once the `target` was taken from it. It ends when the stream has said that it is
@@ -57,8 +61,8 @@ class Inbox:
         raise StopIteration
 
     def target(self) -> agent_pb2.WriteTarget:
-        """Return the first message. Raises InvalidRequest for one that is something else."""
-        request = wire.decode_request(self._next_message())
+        """Return the first message. Raises InvalidRequest for one that is something else, or does not come."""
+        request = wire.decode_request(self._next_message(PATIENCE))
         if isinstance(request, Block) or request.WhichOneof("request") != "target":
             raise errors.InvalidRequest("A stream of blocks begins with the ticket of its disk.")
         return request.target
@@ -69,9 +73,9 @@ class Inbox:
             self._is_closed = True
             self._changed.notify_all()
 
-    def _next_message(self) -> bytes:
+    def _next_message(self, timeout: float | None = None) -> bytes:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_cut_off or self._is_closed)
+            self._changed.wait_for(lambda: self._waiting or self._is_cut_off or self._is_closed, timeout)
             if self._is_closed or not self._waiting:
                 raise errors.InvalidRequest("The stream of blocks broke off before its end.")
             message = self._waiting.popleft()
