@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -21,15 +23,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from blockferry import errors
 from blockferry.deploy import issuer
 from blockferry.transport import patience
-from blockferry.transport.disk import Disk
+from blockferry.transport.agent_upload import AgentUploads
+from blockferry.transport.disk import Disk, Target
 from blockferry.transport.grpc_agent import Agent, Endpoint, GrpcTransport
 from blockferry.transport.ladder import Ladder
 from blockferry.transport.mutual_tls import Credentials
+from blockferry_agent import digest
 from blockferry_agent import errors as agent_errors
-from blockferry_agent.blocks import ReadRequest
+from blockferry_agent.blocks import Block, Kind, ReadRequest
 from blockferry_agent.health import SERVICE
 from blockferry_agent.nbd import Address
-from blockferry_agent.units import MiB
+from blockferry_agent.units import GiB, KiB, MiB
 from tests.component import nbd_servers
 from tests.component.agent_host import Host
 from tests.component.test_transport import target_of
@@ -39,6 +43,7 @@ SIZE = 16 * MiB
 CLIENTS = 10
 DISKS = 3
 MAX_READS = 4
+LARGE = 2 * GiB
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +131,25 @@ def test_ten_controllers_with_three_disks_each(
     assert most[1] < 150 * MiB
     assert refused, "nobody was refused, so the line was endless"
     assert all("Wait for other backups." in busy.hint and busy.retry_after for busy in refused)
+
+
+def test_memory_does_not_grow_with_what_is_written(host: Host, agent: tuple[Endpoint, subprocess.Popen[bytes]]) -> None:
+    """Onto storage that takes a while for each block, so that the controller is always ahead."""
+    endpoint, process = agent
+    address = Address(str(host.directory / "null.sock"), "")
+    null = json.dumps({"driver": "null-co", "size": LARGE, "latency-ns": 1_000_000})
+    command = ["qemu-nbd", f"--socket={address.path}", "--persistent", "--shared=8", f"json:{null}"]
+    content = random.Random(0).randbytes(8 * MiB)
+    block = Block(0, len(content), Kind.DATA, digest.xxh3(content), content)
+    uploads = AgentUploads("grpc", lambda target: Agent(endpoint, credentials(host)))
+    ticket = host.ticket(address, LARGE, ops=["write"])
+    target = Target("host1", "127.0.0.1", ticket.transfer_id, ticket.ticket_id, "", None, LARGE)
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+    with nbd_servers.served(command, address), contextlib.closing(uploads.open(target)) as upload:
+        blocks = (block._replace(start=start) for start in range(0, LARGE, len(content)))
+        assert max(upload.write(blocks, len(content))) == LARGE
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert int(peak) * KiB < 150 * MiB
 
 
 def test_connections_without_end_are_in_nobodys_way(
