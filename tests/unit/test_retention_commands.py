@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,40 @@ def test_a_collection_that_is_hindered_says_so(site: Site) -> None:
     assert "being collected already" in done.errors
 
 
+@pytest.mark.parametrize("trashed", [False, True])
+@pytest.mark.parametrize("damaged", ["manifest", "index"])
+def test_what_a_hindered_collection_advises_helps(site: Site, damaged: str, trashed: bool) -> None:
+    first = site.points[0].id
+    if trashed:
+        site.run("delete", "web", first)
+    index = layout.index(images.VM.id, first, images.DISK)
+    name = layout.trashed if trashed else layout.manifest
+    Path(site.url, name(images.VM.id, first) if damaged == "manifest" else index).write_bytes(b"")
+    hindered = site.run("collect", "-q")
+    assert hindered.status == 6
+    for words in re.findall("`blockferry ([^`]*)`", hindered.errors):
+        expected = 5 if words.startswith("delete") and damaged == "index" and trashed else 0
+        assert site.run(*words.split()).status == expected, words
+    assert site.run("collect", "-q").status == 0
+    assert site.listed() == sorted(point.id for point in site.points[1:])
+
+
+def test_verify_advises_what_can_help(site: Site) -> None:
+    first, second, third = (point.id for point in site.points)
+    Path(site.url, layout.index(images.VM.id, first, images.DISK)).unlink()
+    done = site.run("verify", "-q", "--quick")
+    assert done.status == 9
+    assert "1 stored object is damaged or missing. No backup mends an .index or .ovf" in done.errors
+    site.run("delete", "web", first)
+    Path(site.url, layout.manifest(images.VM.id, second)).write_bytes(b"{")
+    done = site.run("verify", "-q", "--quick")
+    assert done.errors.endswith("1 stored object is damaged or missing.\n")
+    assert f"`blockferry delete {images.VM.id} {second} --unreadable`" in done.output
+    site.run("delete", images.VM.id, second, "--unreadable")
+    assert site.run("verify", "-q", "--quick").status == 0
+    assert site.listed() == [third]
+
+
 def test_a_point_that_cannot_be_read_can_be_given_up(site: Site) -> None:
     first = site.points[0]
     Path(site.url, layout.manifest(images.VM.id, first.id)).write_bytes(b"{")
@@ -214,8 +249,14 @@ def test_verify_quick_and_by_shares(site: Site) -> None:
     assert "% of what is stored was read since all of it was read last." in done.output or "3 chunks" in done.output
     for words in (["--quick", "--live"], ["web", "--share", "5"], ["--share", "0"], ["--share", "x%"]):
         assert site.run("verify", *words).status == 2
-    largest = max(Path(site.url, "chunks").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    largest = _largest_chunk(site)
     largest.unlink()
     done = site.run("verify", "-q", "--quick")
     assert done.status == 9
     assert largest.name in done.output
+    assert "1 stored object is damaged or missing. Back the VMs up:" in done.errors
+    assert "No backup mends" not in done.errors
+
+
+def _largest_chunk(site: Site) -> Path:
+    return max(Path(site.url, "chunks").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)

@@ -13,7 +13,7 @@ from blockferry.cli.drill import drill_options
 from blockferry.cli.settings import Settings, common_options
 from blockferry.jobs import catalog, drift
 from blockferry.jobs import verify as verify_job
-from blockferry.repository import Manifest
+from blockferry.repository import Manifest, Verification
 
 POINT_HELP = "POINT is a recovery point's id, the first characters of one, or `latest`."
 
@@ -135,10 +135,24 @@ def verify(
         output.failed(
             errors.Damaged(
                 f"{output.count(bad, 'stored object')} {'is' if bad == 1 else 'are'} damaged or missing.",
-                "Back the VMs up: what their disks still hold is stored anew, for all points; `backup --fresh` reads "
-                "them whole.",
+                _way_out(result),
             )
         )
+
+
+def _way_out(found: Verification) -> str:
+    """Return what can be done about damage. What to do about manifests is said with each."""
+    steps = []
+    if any(damage.is_chunk for damage in found.damage):
+        steps.append(
+            "Back the VMs up: what their disks still hold is stored anew, for all points; `backup --fresh` reads them "
+            "whole."
+        )
+    if any(not damage.is_chunk for damage in found.damage):
+        steps.append(
+            "No backup mends an .index or .ovf: put copies of these files back, or delete the points that need them."
+        )
+    return " ".join(steps)
 
 
 def _look_at_the_vm(settings: Settings, point: Manifest) -> None:

@@ -99,12 +99,7 @@ def trash(repository: Repository) -> list[Trashed]:
 
 
 def _warn(lost: Unreadable) -> None:
-    _log.warning(
-        "%s It leaves the trash in its time, or by `blockferry delete --unreadable %s %s`.",
-        lost.reason,
-        lost.vm_id,
-        lost.point_id,
-    )
+    _log.warning("%s It leaves the trash in its time anyway.", lost.reason)
 
 
 def unreadable(repository: Repository, vm_id: str, point_ids: Sequence[str]) -> list[Unreadable]:

@@ -6,6 +6,8 @@ Readers accept fields that they do not know, so that a later version may add som
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Final, Literal
 
@@ -161,3 +163,16 @@ def decode(data: bytes, vm_id: str, point_id: str, where: str) -> Manifest:
     if (point.vm.id, point.id) != (vm_id, point_id):
         raise errors.Damaged(f"{where} is damaged: it is the manifest of point {point.id} of VM {point.vm.id}.")
     return point
+
+
+@contextmanager
+def way_out(vm_id: str, point_id: str) -> Iterator[None]:
+    """Add to Damaged, while a point's manifest is read, what can be done: no backup mends it."""
+    try:
+        yield
+    except errors.Damaged as error:
+        raise errors.Damaged(
+            error.message,
+            "Put a copy of that file back, or give the point up, for good: "
+            f"`blockferry delete {vm_id} {point_id} --unreadable`.",
+        ) from None

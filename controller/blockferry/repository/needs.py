@@ -12,8 +12,10 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 
+from blockferry import errors
 from blockferry.repository import layout
 from blockferry.repository.chunks import Chunks
 from blockferry.repository.index import read_page
@@ -80,18 +82,22 @@ class Needs:
         with ThreadPoolExecutor(self._store.side_by_side, thread_name_prefix="needs") as threads:
             try:
                 for point in fresh:
-                    for disk in point.disks:
-                        root = read_index(self._store, point, disk.id)
-                        pages = [(number, page.chunk) for number, page in root.pages.items()]
-                        new = [page for page in pages if page[1] not in self._pages]
-                        for piece in _pieces(new, 4 * self._store.side_by_side):
-                            for named in threads.map(self._named_by, piece):
-                                for digest in named:
-                                    self.add_chunk(digest)
-                        self._pages.update(digest for _, digest in new)
-                    self.points.add((point.vm.id, point.id))
+                    with _way_out(point):
+                        self._add(point, threads)
             finally:
                 threads.shutdown(cancel_futures=True)
+
+    def _add(self, point: Manifest, threads: ThreadPoolExecutor) -> None:
+        for disk in point.disks:
+            root = read_index(self._store, point, disk.id)
+            pages = [(number, page.chunk) for number, page in root.pages.items()]
+            new = [page for page in pages if page[1] not in self._pages]
+            for piece in _pieces(new, 4 * self._store.side_by_side):
+                for named in threads.map(self._named_by, piece):
+                    for digest in named:
+                        self.add_chunk(digest)
+            self._pages.update(digest for _, digest in new)
+        self.points.add((point.vm.id, point.id))
 
     def add_chunk(self, digest: bytes) -> None:
         """Add a chunk."""
@@ -110,6 +116,20 @@ class Needs:
         """Return the digests of a page and of all chunks that it names."""
         number, digest = page
         return {digest, *(entry.chunk for entry in read_page(self._chunks, number, digest))}
+
+
+@contextmanager
+def _way_out(point: Manifest) -> Iterator[None]:
+    """Add to Damaged, while a point's indexes are read, how to go on without the point."""
+    try:
+        yield
+    except errors.Damaged as error:
+        raise errors.Damaged(
+            error.message,
+            "Put a copy of it back, or do without the recovery point: "
+            f"`blockferry delete {point.vm.id} {point.id}` unless it is in the trash, then "
+            "`blockferry collect --trash 0`, which empties the trash of all points.",
+        ) from None
 
 
 def _pieces(pages: Iterable[tuple[int, bytes]], length: int) -> Iterator[list[tuple[int, bytes]]]:

@@ -132,12 +132,12 @@ class Repository:
         name = layout.manifest(vm_id, point_id)
         where = f"{self.url}/{name}"
         try:
-            data = self._store.get(name, manifest.MAX_ENCODED)
+            with manifest.way_out(vm_id, point_id):
+                return manifest.decode(self._store.get(name, manifest.MAX_ENCODED), vm_id, point_id, where)
         except errors.NotFound:
             raise errors.NotFound(
                 f"There is no recovery point {point_id} of VM {vm_id} in {self.url}.", "See `blockferry list`."
             ) from None
-        return manifest.decode(data, vm_id, point_id, where)
 
     def new_point(self, vm: Vm) -> AbstractContextManager[Draft]:
         """

@@ -153,10 +153,10 @@ def _entries(store: Store) -> Iterator[tuple[str, str, float]]:
 def _read(store: Store, vm_id: str, point_id: str) -> Manifest:
     name = layout.trashed(vm_id, point_id)
     try:
-        data = store.get(name, manifest.MAX_ENCODED)
+        with manifest.way_out(vm_id, point_id):
+            return manifest.decode(store.get(name, manifest.MAX_ENCODED), vm_id, point_id, f"{store.url}/{name}")
     except errors.NotFound:
         raise _not_there(vm_id, point_id) from None
-    return manifest.decode(data, vm_id, point_id, f"{store.url}/{name}")
 
 
 def _not_there(vm_id: str, point_id: str) -> errors.NotFound:

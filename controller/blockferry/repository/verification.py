@@ -64,6 +64,11 @@ class Damage(msgspec.Struct, frozen=True):
     reason: str
     hurts: tuple[Hurt, ...]
 
+    @property
+    def is_chunk(self) -> bool:
+        """Whether it is a chunk, which a backup may store anew, and not an index or an OVF."""
+        return layout.digest_of(self.name) is not None
+
 
 class Step(msgspec.Struct, frozen=True):
     """
