@@ -153,6 +153,26 @@ def test_what_is_wanted_while_it_is_removed_is_stored_anew(site: Site) -> None:
     assert images.restore(site.repository, point) == A
 
 
+def test_who_gives_up_does_not_wait_for_a_collection(site: Site) -> None:
+    site.garbage(A)
+    ended: list[float] = []
+
+    def progress(said: str) -> None:
+        if said.startswith("reading") and next(reads) == 1:
+            writer.write(images.data(0, A))
+            began = time.monotonic()
+            stack.close()
+            ended.append(time.monotonic() - began)
+
+    reads = itertools.count()
+    with contextlib.ExitStack() as stack:
+        draft = stack.enter_context(site.repository.new_point(images.VM))
+        writer = draft.disk(images.DISK, WINDOW, "full")
+        assert site.collect(progress=progress).freed.objects == 1
+    assert ended[0] < 5
+    assert site.repository.points() == []
+
+
 def test_what_becomes_a_point_meanwhile_stays(site: Site) -> None:
     site.garbage(A)
     points: list[Manifest] = []

@@ -43,6 +43,8 @@ def begin(
         try:
             yield draft
         finally:
+            # Who gives up does not wait for a collection, nor for a storage that is gone.
+            lock.reliance.give_up()
             threads.shutdown(cancel_futures=True)
             draft.discard()
 

@@ -42,6 +42,7 @@ class Reliance:
         self._found = bytearray()
         self._looked_for: Counter[bytes] = Counter()
         self._condemned: dict[str, frozenset[bytes]] = {}
+        self._is_over = False
 
     @contextmanager
     def looking_for(self, digest: bytes) -> Iterator[Callable[[], None]]:
@@ -49,7 +50,8 @@ class Reliance:
         Look for a chunk within this. The function that it gives says that the chunk is not there, so that nothing of
         it is relied on but what is stored now.
 
-        Waits while the chunk is condemned. Raises RepositoryError when that does not end, and what `check` raises.
+        Waits while the chunk is condemned. Raises RepositoryError when that does not end, or the writer gives up
+        meanwhile, and what `check` raises.
         """
         missing = False
         self._check()
@@ -87,6 +89,12 @@ class Reliance:
                 del self._condemned[round_id]
             self._changed.notify_all()
 
+    def give_up(self) -> None:
+        """Let nobody wait any more, however long the collection takes: what is looked for is not needed now."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
     @property
     def rounds(self) -> frozenset[str]:
         """Those whose condemned chunks are known here."""
@@ -97,13 +105,15 @@ class Reliance:
         if self._is_condemned(digest):
             self._urge()
             deadline = time.monotonic() + _WAIT
-            while not self._changed.wait_for(lambda: not self._is_condemned(digest), _LOOK):
+            while not self._changed.wait_for(lambda: self._is_over or not self._is_condemned(digest), _LOOK):
                 self._check()
                 if time.monotonic() > deadline:
                     raise errors.RepositoryError(
                         f"A collection of the repository has not ended for {_WAIT / 60:.0f} minutes.",
                         "Look for what runs `blockferry collect`, and end it; then run this again.",
                     )
+            if self._is_over:
+                raise errors.RepositoryError("This was given up while it waited for a collection of the repository.")
 
     def _is_condemned(self, digest: bytes) -> bool:
         return any(digest in condemned for condemned in self._condemned.values())
