@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -191,6 +192,28 @@ def test_a_repository_that_cannot_be_written_is_read_all_the_same(store: MemoryS
     read_only.objects = store.objects
     with Repository.on(read_only).reading("restore"):
         pass
+
+
+def test_a_storage_that_fails_for_a_while_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "RENEWAL", 0.001)
+    tries = itertools.count(1)
+    is_failing = threading.Event()
+    passed = threading.Event()
+
+    class Failing(MemoryStore):
+        def put(self, name: str, data: bytes) -> None:
+            if is_failing.is_set():
+                if next(tries) == 10:
+                    passed.set()
+                raise errors.RepositoryError("It is full.")
+            super().put(name, data)
+
+    with locks.held(Failing(), "writing", "backup"):
+        is_failing.set()
+        assert passed.wait(10)
+    assert caplog.text.count("It is full.") == 1
 
 
 def test_who_waits_stops_when_his_lock_is_lost(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,7 @@ class Lock:
 
     def _keep(self) -> None:
         """Renew the lock until it is ended."""
+        told = ""
         while not self._ended.is_set():
             if self._urged.wait(RENEWAL):
                 # Somebody waits for the end of a collection, so look often.
@@ -207,9 +208,12 @@ class Lock:
                 return
             try:
                 self.renew()
+                told = ""
             except errors.Error as error:
                 # `check` will say it if it stays so.
-                _log.warning("A lock of the repository could not be written: %s", error.message)
+                if error.message != told:
+                    _log.warning("A lock of the repository could not be written: %s", error.message)
+                told = error.message
             if not self.reliance.rounds:
                 self._urged.clear()
 
