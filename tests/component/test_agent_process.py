@@ -52,8 +52,8 @@ def test_it_serves_from_when_its_pid_file_is_there_until_a_signal(host: Host, nu
         assert reply.resident_bytes < 150 * 1024 * 1024
         started = time.monotonic()
         process.send_signal(number)
-        assert process.wait(10) == 0
-        assert time.monotonic() - started < 5
+        assert process.wait(30) == 0
+        assert time.monotonic() - started < 20
         assert not pid_file.exists()
         assert process.stderr is not None
         log = process.stderr.read()

@@ -155,7 +155,7 @@ def test_server_that_says_nothing(sshd: Sshd) -> None:
             errors.DeployError, match=r"127.0.0.1:\d+ did not answer|connection to 127.0.0.1:\d+ failed"
         ):
             ssh.connect(sshd.login(port=silent.getsockname()[1], timeout=0.5))
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_the_ninth_connection_fails_in_time_and_the_rest_go_on(image: Path, tmp_
         started = time.monotonic()
         with pytest.raises(errors.SourceGone, match=r"does not answer.*8 for vdsm"):
             nbd.Connection(address, handshake_timeout=0.3)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8
         eight[0].readinto(0, bytearray(GRAIN))
 
 

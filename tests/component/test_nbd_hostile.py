@@ -129,7 +129,7 @@ def test_a_handshake_that_stops(tmp_path: Path, length: int) -> None:
         pytest.raises(errors.SourceGone, match="does not answer"),
     ):
         nbd.Connection(address, handshake_timeout=0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8
 
 
 def test_chunks_in_any_order_and_holes(tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def test_an_agent_that_stops_closes_ports_and_hangs_up(host: Host, disk: Address
             client = stack.enter_context(knock(served))
             assert is_let_in(client, served.token)
             began = time.monotonic()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
         assert receive(knocking, 1) == b""
         assert receive(client, 1) == b""
     assert nobody_listens(waiting)

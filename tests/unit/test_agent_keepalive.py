@@ -46,7 +46,7 @@ def test_it_beats_at_once_and_then_again_until_nobody_holds_the_ticket() -> None
     started = time.monotonic()
     with keepalive.hold(TICKET):
         wait_until(lambda: len(touches.heard) == 1)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         wait_until(lambda: len(touches.heard) >= 4)
         assert time.monotonic() - started >= 3 * INTERVAL
     wait_until(lambda: beating() == 0)
@@ -95,6 +95,6 @@ def test_a_touch_that_hangs_holds_nobody_up() -> None:
     started = time.monotonic()
     with KeepAlive(lambda ticket_id: release.wait(10) and None, LONG).hold(TICKET):
         pass
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     release.set()
     wait_until(lambda: beating() == 0)

