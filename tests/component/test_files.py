@@ -242,6 +242,7 @@ def test_an_archive_has_owners_modes_and_times(guest: Guest) -> None:
         assert (letter.uid, letter.gid, letter.mode) == (1000, 1001, 0o640)
     output = io.BytesIO()
     guest.archive("/home/ann/letter", output)
+    assert len(output.getvalue()) % tarfile.RECORDSIZE == 0, "tar would hang up at the end of the record before"
     output.seek(0)
     with tarfile.open(fileobj=output) as archive:
         (letter,) = archive

@@ -284,7 +284,10 @@ class Guest:
                     raise errors.RestoreError(
                         f"{os.fsdecode(place)} has {written} bytes, and its file system says {found.size}."
                     )
-                archive.fileobj.write(bytes(-written % tarfile.BLOCKSIZE))
+                padding = -written % tarfile.BLOCKSIZE
+                archive.fileobj.write(bytes(padding))
+                # By it the archive's end is padded to a whole record: tar(1) reads no further, and hangs up.
+                archive.offset += written + padding
             else:
                 raise errors.RestoreError(f"{os.fsdecode(place)} is neither a file, nor a directory, nor a link.")
 
