@@ -338,6 +338,20 @@ def test_a_marked_chunk_is_no_reason_to_leave_a_block_out(site: Site) -> None:
     assert site.damaged(site.repository.points()) == {}
 
 
+def test_what_is_damaged_is_healed_by_a_block_that_is_cut_otherwise(site: Site) -> None:
+    """A piece of a window that an incremental stored; then the window is read whole, and has it still."""
+    piece = os.urandom(64 * KiB)
+    changed = site.newer_image[: 64 * KiB] + piece + site.newer_image[128 * KiB :]
+    newest = images.incremental(site.repository, site.newer_image, changed, site.new, 64 * KiB)
+    name = layout.chunk(blake3(piece).digest())
+    flipped(site.path / name)
+    assert site.damaged(site.repository.points()) == {name: {(newest.id, images.DISK)}}
+    healing = images.back_up(site.repository, [images.data(0, changed[:WINDOW])], 4 * WINDOW, "incremental", newest)
+    assert marks.all_of(site.repository._store) == set()
+    assert site.damaged(site.repository.points()) == {}
+    assert images.restore(site.repository, newest) == images.restore(site.repository, healing) == changed
+
+
 def test_windows_whose_chunks_are_damaged_are_named(site: Site) -> None:
     for number in (0, 2):
         flipped(site.path / site.chunk(site.old, number))

@@ -103,6 +103,14 @@ class Chunks:
             self._trust(digest)
         return Stored(digest, length)
 
+    def heal(self, digest: bytes, data: Data) -> int:
+        """
+        Store a chunk that is marked as damaged anew, if `data` is its content. Return how many bytes were written.
+
+        Raises RepositoryError.
+        """
+        return self.put(data).length if self._hash(data).digest() == digest else 0
+
     def find(self, digest: bytes) -> bool:
         """Tell whether a chunk of a disk's content is there, and a point may rely on it. Raises RepositoryError."""
         if self._is_trusted(digest):

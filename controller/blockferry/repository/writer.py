@@ -128,6 +128,8 @@ class DiskWriter:
                 page.replaced.append(piece)
         if block.kind is Kind.DATA:
             self._store(block)
+            if self._chunks.any_damaged:
+                self._heal(block)
         self.position = block.end
 
     def finish(
@@ -207,6 +209,22 @@ class DiskWriter:
         self._in_flight += block.length
         while self._in_flight > _IN_FLIGHT:
             self._settle()
+
+    def _heal(self, block: Block) -> None:
+        """
+        Store damaged chunks of the base anew whose content is within the block, for the older points that need them.
+
+        An entry that has no digest is only a part of its chunk.
+        """
+        for entry in self._base.entries(block.start, block.length):
+            is_within = block.start <= entry.start and entry.end <= block.end and entry.length < block.length
+            if is_within and entry.digest and self._chunks.is_damaged(entry.chunk):
+                content = block.data[entry.start - block.start : entry.end - block.start]
+                try:
+                    self._stored += self._chunks.heal(entry.chunk, content)
+                except errors.Error as error:
+                    self._failure = error
+                    raise
 
     def _settle(self) -> None:
         """Wait for the oldest data block to be stored, and give it its entry."""
