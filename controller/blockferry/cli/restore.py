@@ -297,7 +297,7 @@ def _fail_for_gaps(gaps: Sequence[Gap]) -> None:
     if gaps:
         output.failed(
             errors.Damaged(
-                f"{len(gaps)} ranges could not be read in the repository, and are zeros now.",
+                f"{output.count(len(gaps), 'range')} could not be read in the repository, now zeros.",
                 "An older or a newer recovery point may have them: see `blockferry list` and `blockferry verify`.",
             )
         )

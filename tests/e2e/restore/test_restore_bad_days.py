@@ -220,7 +220,7 @@ def test_a_damaged_chunk(scene: Scene) -> None:
         images = scene.operator.run(
             *("restore", scene.vm.name, "--to", str(scene.operator.directory / "gaps"), "--skip-damaged", "--json")
         )
-        scene.assert_says(images, 9, "1 ranges could not be read")
+        scene.assert_says(images, 9, "1 range could not be read")
         assert [gap for image in images.document for gap in image["gaps"]] == [gap]
     finally:
         damaged.write_bytes(content)
