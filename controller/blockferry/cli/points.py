@@ -146,7 +146,7 @@ def _way_out(found: Verification) -> str:
     if any(damage.is_chunk for damage in found.damage):
         steps.append(
             "Back the VMs up: what their disks still hold is stored anew, for all points; `backup --fresh` reads them "
-            "whole."
+            "whole. Points that stay damaged can be deleted, or restored with `--skip-damaged`."
         )
     if any(not damage.is_chunk for damage in found.damage):
         steps.append(
