@@ -153,6 +153,18 @@ def test_what_is_wanted_while_it_is_removed_is_stored_anew(site: Site) -> None:
     assert images.restore(site.repository, point) == A
 
 
+def test_who_keeps_a_damaged_point_in_the_trash_is_named(site: Site) -> None:
+    point = images.full(site.repository, A)
+    del site.store.objects[layout.index(point.vm.id, point.id, images.DISK)]
+    with site.repository.reading("serve db"):
+        site.repository.delete(point)
+        hindrance = site.collect().hindrance
+        assert hindrance is not None
+        assert f"stays until he has ended: serve db (process {os.getpid()} on" in hindrance
+    site.store.now += 1000
+    assert site.collect().hindrance is None
+
+
 def test_who_gives_up_does_not_wait_for_a_collection(site: Site) -> None:
     site.garbage(A)
     ended: list[float] = []

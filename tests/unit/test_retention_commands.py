@@ -180,7 +180,10 @@ def test_collect_says_what_it_freed_and_what_it_could_not(site: Site) -> None:
     site.run("delete", "web", site.points[1].id)
     second = site.run("collect", "-q")
     assert "Freed: 0 B in 0 objects." in second.output
-    assert "In the trash for now (--trash), with all that is needed: 1 deleted recovery point." in second.output
+    assert (
+        "In the trash for now (--trash, or what runs may read it), with all that is needed: 1 deleted recovery point."
+        in second.output
+    )
     assert "but young (--young), or a running backup's: 19 B in 1 object." in second.output
 
 

@@ -230,7 +230,9 @@ def collect(settings: Settings, trash_time: timedelta, young: timedelta) -> None
             output.line(f"Gone for good: {output.count(done.points, 'deleted recovery point')}.")
         if done.trash:
             deleted = output.count(done.trash, "deleted recovery point")
-            output.line(f"In the trash for now (--trash), with all that is needed: {deleted}.")
+            output.line(
+                f"In the trash for now (--trash, or what runs may read it), with all that is needed: {deleted}."
+            )
         for amount, why in (
             (done.young, "Not needed yet or any more, but young (--young), or a running backup's"),
             (done.rescued, "Found and used by a running backup"),

@@ -134,7 +134,7 @@ class _Collection:
         try:
             self._learn(keep_deleted)
         except errors.Damaged as error:
-            return msgspec.structs.replace(self._collected, hindrance=_unknown(error))
+            return msgspec.structs.replace(self._collected, hindrance=_unknown(error, others))
         self._note(points=trash.empty(self._store, keep_deleted), trash=trash.count(self._store))
         garbage = self._garbage(cut)
         found: list[Listed] = []
@@ -300,5 +300,9 @@ def _amount(objects: Iterable[Listed]) -> Amount:
     return Amount(count, length)
 
 
-def _unknown(error: errors.Damaged) -> str:
-    return f"What the points need cannot be known, so nothing more was removed: {error}"
+def _unknown(error: errors.Damaged, others: Sequence[Held] = ()) -> str:
+    told = f"What the points need cannot be known, so nothing more was removed: {error}"
+    if not others:
+        return told
+    running = ", ".join(str(held.claim) for held in others)
+    return f"{told} What was deleted while somebody reads or writes stays until he has ended: {running}."
