@@ -71,8 +71,13 @@ def run(site: Site, vm_name: str, options: Options, progress: Progress) -> Manif
 
 def end_left_open(connection: engine.Connection, log: journal.Journal, progress: Progress) -> None:
     """End what runs that were killed, or lost the engine, left open there."""
-    for left in list(log.open):
+    if log.open:
         progress.step("An earlier backup of this VM did not end well: ending what it may have left open in the engine")
+        _end_all(connection, log)
+
+
+def _end_all(connection: engine.Connection, log: journal.Journal) -> None:
+    for left in list(log.open):
         connection.abandon(left.vm_id, left.backup_id, left.transfer_ids, left.description)
         log.ended(left)
 
@@ -149,11 +154,13 @@ class _Job:
             if chosen.checkpoint_id is None:
                 raise
             self._progress.warn(f"{error.message} Taking a full backup instead.")
+            _end_all(self._connection, self._log)
             return self._take_from(base.without_checkpoint(points), points, disks)
         except errors.Damaged as error:
             if chosen.point is None:
                 raise
             self._progress.warn(f"The base {chosen.point.id} is damaged: {error.message} Building on nothing instead.")
+            _end_all(self._connection, self._log)
             return self._take(disks, base.NOTHING)
 
     def _base(self, points: Sequence[Manifest], disks: Sequence[engine.Disk]) -> Base:
