@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -243,6 +244,20 @@ def test_a_damaged_chunk_is_not_written(repository: Repository, store: MemorySto
         holes = bytearray(content)
         holes[broken.start : broken.end] = bytes(broken.length)
         assert way.sink.image == holes
+
+
+def test_all_of_what_is_lost_is_named_however_much_of_it_is_written(
+    repository: Repository, store: MemoryStore
+) -> None:
+    content = image(9)
+    point = images.full(repository, content)
+    before = bytearray(len(content))
+    before[WINDOW : WINDOW + GRAIN] = b"x" * GRAIN
+    del store.objects[layout.chunk(blake3(content[WINDOW : 2 * WINDOW]).digest())]
+    way = Way("grpc", Sink(before))
+    done = write(repository, point, way, only_differences=True, skip_damaged=True)
+    assert [(gap.start, gap.length) for gap in done.gaps] == [(WINDOW, WINDOW)]
+    assert way.sink.image == content[:WINDOW] + bytes(WINDOW) + content[2 * WINDOW :]
 
 
 def test_a_busy_agent_is_asked_again(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

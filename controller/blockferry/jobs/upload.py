@@ -101,8 +101,8 @@ class _Writing:
         self._data = self._zeros = 0
         self._carriers: list[Carrier] = []
         self._grains_spare = True
-        # By their starts: what is sent again after a break is met again, too.
-        self._gaps: dict[int, Gap] = {}
+        # Met more than once: when it is compared, in pieces when it is written, and again after a break.
+        self._gaps: set[Gap] = set()
 
     def run(self) -> Written:
         terms = self._terms
@@ -115,8 +115,7 @@ class _Writing:
             with self._stop.watch(opened.disk):
                 self._carry(opened)
         self._progress.end(terms.key)
-        gaps = tuple(self._gaps[start] for start in sorted(self._gaps))
-        return Written(self._data, self._zeros, tuple(self._carriers), gaps)
+        return Written(self._data, self._zeros, tuple(self._carriers), tuple(_merged(self._gaps)))
 
     def _carry(self, opened: Opened[Upload]) -> None:
         """Write through one transport, to the end of the disk or to where it breaks."""
@@ -254,7 +253,7 @@ class _Writing:
         except errors.Damaged as error:
             if not self._terms.skip_damaged:
                 raise
-            self._gaps[entry.start] = Gap(entry.start, entry.length, error.message)
+            self._gaps.add(Gap(entry.start, entry.length, error.message))
             return None
 
 
@@ -296,6 +295,19 @@ def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
         last = place
     if last is not None:
         yield last
+
+
+def _merged(gaps: Iterable[Gap]) -> list[Gap]:
+    """Return what gaps cover, in disk order, overlapping ones as one."""
+    merged: list[Gap] = []
+    for gap in sorted(gaps, key=lambda gap: gap.start):
+        last = merged[-1] if merged else None
+        if last is not None and gap.start < last.start + last.length:
+            end = max(last.start + last.length, gap.start + gap.length)
+            merged[-1] = msgspec.structs.replace(last, length=end - last.start)
+        else:
+            merged.append(gap)
+    return merged
 
 
 def _zero(start: int, end: int) -> Iterator[Block]:
