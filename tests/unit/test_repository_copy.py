@@ -134,6 +134,23 @@ def test_damage_in_the_source_is_not_copied(site: Site, target: Repository) -> N
     assert [point.id for point in target.points()] == [site.points[0].id], "the one before is sound"
 
 
+@pytest.mark.parametrize("what", ["chunk", "page"])
+def test_a_copy_heals_what_is_damaged_in_the_target(site: Site, target: Repository, what: str) -> None:
+    """What both points share is not relied on then, but comes from the source anew."""
+    copy(site, target, site.points[:1])
+    index = target.disk(target.points()[0], images.DISK)._index
+    digest = index.page(0)[3].chunk if what == "chunk" else index.root.pages[0].chunk
+    target._store.put(layout.chunk(digest), b"rotten")
+    assert len(target.verify(target.points(), lambda step: None).damage) == 1
+    copy(site, target)
+    if what == "page":
+        # Only a point of which the page is could bring it back.
+        target.delete(target.points()[-1])
+        assert contents(target, site.points[1:]) == site.images[1:]
+    else:
+        assert contents(target, site.points) == site.images
+
+
 def test_windows_must_be_the_same(site: Site) -> None:
     place = MemoryStore()
     target = Repository(place, settings.write(place, 2 * WINDOW, "zstd"))

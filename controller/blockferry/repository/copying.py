@@ -171,7 +171,8 @@ class _Copying:
     ) -> PageReference:
         """Copy a page of the index, and the chunks that it names."""
         before, there = (None, None) if base is None else (root.pages.get(number) for root in base)
-        if before is not None and there is not None and before.chunk == reference.chunk:
+        is_alike = before is not None and before.chunk == reference.chunk
+        if there is not None and is_alike and not self._target.chunks.any_damaged:
             return there
         entries = read_page(self._source.chunks, number, reference.chunk)
         names = self._names(number, before, there)
@@ -188,17 +189,29 @@ class _Copying:
         return reference._replace(chunk=page.digest)
 
     def _names(self, number: int, before: PageReference | None, there: PageReference | None) -> dict[bytes, bytes]:
-        """Return what the target calls the chunks of the base's page, by what the source calls them."""
+        """
+        Return what the target calls the chunks of the base's page, by what the source calls them.
+
+        Those that are damaged in the target are left out, so that they come from the source anew.
+        """
         if before is None or there is None:
             return {}
-        old = read_page(self._source.chunks, number, before.chunk)
-        new = read_page(self._target.chunks, number, there.chunk)
+        try:
+            old = read_page(self._source.chunks, number, before.chunk)
+            new = read_page(self._target.chunks, number, there.chunk)
+        except errors.Damaged:
+            # It saves work, nothing else.
+            return {}
         if [_place(entry) for entry in old] != [_place(entry) for entry in new]:
             raise errors.Damaged(
                 f"An earlier recovery point is not the same in {self._target.store.url} and {self._source.store.url}.",
                 "Delete all copies of this VM's points, then copy them again.",
             )
-        return {mine.chunk: theirs.chunk for mine, theirs in zip(old, new, strict=True)}
+        return {
+            mine.chunk: theirs.chunk
+            for mine, theirs in zip(old, new, strict=True)
+            if not self._target.chunks.is_damaged(theirs.chunk)
+        }
 
     def _chunk(self, digest: bytes) -> _Chunk:
         """Have a chunk in the target."""
