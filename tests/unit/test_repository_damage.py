@@ -328,6 +328,22 @@ def test_a_point_that_was_deleted_meanwhile_is_not_missed(site: Site) -> None:
     assert site.repository.verify(points, lambda step: None).damage == ()
 
 
+def test_what_is_known_to_be_damaged_is_met_before_it_is_needed(site: Site) -> None:
+    path = site.path / site.chunk(site.old, 0)
+    content = path.read_bytes()
+    flipped(path)
+    site.repository.check_disk(site.old, images.DISK)
+    site.damaged(site.repository.points())
+    with pytest.raises(errors.Damaged, match=path.name):
+        site.repository.check_disk(site.old, images.DISK)
+    site.repository.check_disk(site.old, images.DISK, chunks=False)
+    path.write_bytes(content)
+    site.repository.check_disk(site.old, images.DISK)
+    (site.path / site.root(site.old)).unlink()
+    with pytest.raises(errors.Damaged, match="index"):
+        site.repository.check_disk(site.old, images.DISK, chunks=False)
+
+
 def test_a_marked_chunk_is_no_reason_to_leave_a_block_out(site: Site) -> None:
     flipped(site.path / site.chunk(site.old, 0))
     site.damaged(site.repository.points())

@@ -246,9 +246,7 @@ def test_a_damaged_chunk_is_not_written(repository: Repository, store: MemorySto
         assert way.sink.image == holes
 
 
-def test_all_of_what_is_lost_is_named_however_much_of_it_is_written(
-    repository: Repository, store: MemoryStore
-) -> None:
+def test_all_of_what_is_lost_is_named_however_much_of_it_is_written(repository: Repository, store: MemoryStore) -> None:
     content = image(9)
     point = images.full(repository, content)
     before = bytearray(len(content))

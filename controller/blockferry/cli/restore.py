@@ -250,7 +250,7 @@ def _to_stdout(
     with settings.progress() as progress:
         image = images_job.stream(repository, found, sys.stdout.buffer, disks, skip_damaged, progress)
     for gap in image.gaps:
-        output.note(_gap(image.alias, gap))
+        output.note(gap.told_of(image.alias))
     _fail_for_gaps(image.gaps)
 
 
@@ -285,11 +285,7 @@ def _report(settings: Settings, result: placing.Result) -> None:
 
 def _list_gaps(alias: str, gaps: Sequence[Gap]) -> None:
     for gap in gaps:
-        output.line(_gap(alias, gap))
-
-
-def _gap(alias: str, gap: Gap) -> str:
-    return f"Disk {alias}: bytes {gap.start} to {gap.start + gap.length} are zeros. {gap.reason}"
+        output.line(gap.told_of(alias))
 
 
 def _fail_for_gaps(gaps: Sequence[Gap]) -> None:
@@ -297,7 +293,7 @@ def _fail_for_gaps(gaps: Sequence[Gap]) -> None:
     if gaps:
         output.failed(
             errors.Damaged(
-                f"{output.count(len(gaps), 'range')} could not be read in the repository, now zeros.",
+                f"{output.count(len(gaps), 'range')} could not be read in the repository: there are zeros now.",
                 "An older or a newer recovery point may have them: see `blockferry list` and `blockferry verify`.",
             )
         )

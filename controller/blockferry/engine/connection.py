@@ -191,6 +191,10 @@ class Connection:
         """End a transfer to a disk that a process that is gone left open; the disk stays. One that ended is fine."""
         transfers.finalize_upload(self._session, transfer_id, disk, events.new_correlation_id())
 
+    def open_uploads(self, disk_id: str) -> list[str]:
+        """Return the ids of transfers that write to a disk and have not ended, whoever's they are."""
+        return transfers.open_uploads(self._session, [disk_id])
+
     def has_snapshots(self, vm: Vm) -> bool:
         """Return whether the VM has snapshots, so that its disks have more than one layer."""
         return machines.has_snapshots(self._session, vm)

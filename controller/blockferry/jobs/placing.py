@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeVar
@@ -135,7 +135,11 @@ def new_vm(
         with job.new_disks(vm.keep_ids) as placed:
             made = job.new_vm(vm, cluster_id, ovf, placed)
         if vm.start:
-            _start(connection, made, progress)
+            try:
+                _start(connection, made, progress)
+            except BaseException:
+                _tell_gaps(placed, progress)
+                raise
         return Result(point.id, tuple(placed), made.id, made.name, vm.start)
 
 
@@ -150,6 +154,7 @@ def in_place(site: Site, repository: Repository, point: Manifest, options: Optio
         job = _Job(site, repository, connection, point, options, progress)
         vm = job.target_vm()
         targets = job.targets(vm)
+        job.check_sound()
         return Result(point.id, tuple(job.overwrite(targets)), vm.id, vm.name)
 
 
@@ -199,6 +204,7 @@ class _Job:
         """
         wanted = self._new_disks(keep_ids)
         made: list[tuple[engine.NewDisk, Record]] = []
+        ended: list[Placed] = []
         with contextlib.ExitStack() as stack:
             records = {new.id: stack.enter_context(unfinished.alone(self._state, new.id)) for _, new in wanted}
 
@@ -216,12 +222,15 @@ class _Job:
                 with self._writing(new, self._options.keep_partial, opened) as transfer:
                     placed = self._write(disk, new.id, transfer, stop, only_differences=False)
                 record.written(new)
+                ended.append(placed)
                 return placed
 
             try:
                 yield self._side_by_side(wanted, make)
             except BaseException:
                 self._leave(made)
+                if self._options.keep_partial:
+                    _tell_gaps(ended, self._progress)
                 raise
             for record in records.values():
                 record.ended()
@@ -291,6 +300,9 @@ class _Job:
         for disk, record in made:
             if self._options.keep_partial:
                 self._progress.warn(f"Disk {disk.alias} stays in the engine as it is now: {disk.id}.")
+                if record.open is not None and record.open.made_as is not None:
+                    # There is nothing to end, and the next restore would remove it.
+                    record.ended()
             else:
                 with self._aside():
                     self._connection.remove_disk(disk.id)
@@ -321,29 +333,54 @@ class _Job:
         found = {disk.id: disk for disk in self._connection.disks(vm)}
         return [(disk, _target(disk, found.get(disk.id), vm.name)) for disk in self.disks]
 
+    def check_sound(self) -> None:
+        """
+        Raises Damaged when it is known that a disk cannot be restored: nothing was written to any of them then.
+
+        With skip_damaged that is an index; without, a chunk that a verification marked, too.
+        """
+        for disk in self.disks:
+            self._repository.check_disk(self._point, disk.id, chunks=not self._options.skip_damaged)
+
     def overwrite(self, targets: Sequence[tuple[DiskManifest, engine.Disk]]) -> list[Placed]:
         """Write what differs, all disks side by side."""
+        begun: set[str] = set()
+        ended: list[Placed] = []
 
         def write(disk: DiskManifest, target: engine.Disk, stop: copying.Stop) -> Placed:
             with unfinished.alone(self._state, target.id) as record:
 
                 def opened(transfer_id: str) -> None:
+                    begun.add(disk.id)
                     record.begun(target, transfer_id=transfer_id)
 
+                record.begun(target)
                 try:
                     # Whatever happens, the disk is kept: else the engine would remove it.
                     with self._writing(target, True, opened) as transfer:
                         placed = self._write(disk, target.id, transfer, stop, only_differences=True)
                 except BaseException:
-                    if record.open is not None:
+                    if disk.id in begun:
                         self._progress.warn(
                             f"Disk {disk.alias} may be neither what it was nor what it shall be: restore it again."
                         )
+                    else:
+                        record.ended()
                     raise
                 record.ended()
+            ended.append(placed)
             return placed
 
-        return self._side_by_side(targets, write)
+        try:
+            return self._side_by_side(targets, write)
+        except BaseException:
+            for placed in ended:
+                self._progress.warn(f"Disk {placed.alias} is what it was at {self._point.id}, unlike the others.")
+            _tell_gaps(ended, self._progress)
+            for disk in self.disks:
+                if disk.id not in begun:
+                    self._progress.warn(f"Disk {disk.alias} is as it was before: nothing was written to it.")
+            raise
 
     # Both.
 
@@ -360,11 +397,25 @@ class _Job:
                     self._connection.remove_unfinished_disk(disk.id, disk.made_as)
                 elif disk.transfer_id is not None:
                     self._connection.end_writing(disk.transfer_id, disk)
+                else:
+                    self._name_uploads(disk)
             except errors.EngineUnreachable:
                 raise
             except errors.Error as error:
                 self._progress.warn(f"{error.message} {error.hint}".strip())
+                if disk.made_as is not None and not isinstance(error, errors.NotFound):
+                    # It is there still: the next restore tries again.
+                    continue
             record.ended()
+
+    def _name_uploads(self, disk: unfinished.OpenDisk) -> None:
+        """Say what writes to a disk whose restore was killed while it asked for that: it may be somebody else's."""
+        for transfer_id in self._connection.open_uploads(disk.id):
+            self._progress.warn(
+                f"Disk {disk.alias} ({disk.id}) is locked by transfer {transfer_id}, perhaps of a restore that was "
+                "killed. If nobody writes to the disk, finalize that transfer in the engine; do not cancel it: the "
+                "engine would remove the disk."
+            )
 
     def _name(self, disk: unfinished.OpenDisk) -> None:
         """Say that a disk of a restore that was killed is there: somebody may use it by now."""
@@ -434,6 +485,13 @@ class _Job:
             yield
         except errors.Error as second:
             self._progress.warn(f"{second.message} {second.hint}".strip())
+
+
+def _tell_gaps(disks: Iterable[Placed], progress: Progress) -> None:
+    """Say what became zeros on disks whose restore has no result, as something else failed."""
+    for disk in disks:
+        for gap in disk.gaps:
+            progress.warn(gap.told_of(disk.alias))
 
 
 def _placed(disk: DiskManifest, disk_id: str, compared: bool, written: Written, seconds: float) -> Placed:

@@ -67,11 +67,15 @@ def run(
         for path in paths:
             if path.exists():
                 raise errors.Conflict(f"{path} is there already.", "Use --force to replace it, or another directory.")
+    restored: list[Restored] = []
     with repository.reading(_purpose(point)):
-        return [
-            _restore_disk(repository, point, disk, path, image_format, skip_damaged, progress)
-            for disk, path in zip(chosen, paths, strict=True)
-        ]
+        try:
+            for disk, path in zip(chosen, paths, strict=True):
+                restored.append(_restore_disk(repository, point, disk, path, image_format, skip_damaged, progress))
+        except BaseException:
+            _tell(restored, progress)
+            raise
+    return restored
 
 
 def stream(
@@ -105,6 +109,14 @@ def stream(
     except OSError as error:
         raise errors.RestoreError(f"Standard output cannot be written: {error.strerror or error}.") from None
     return Restored(disk.id, disk.alias, "-", disk.size, data, gaps)
+
+
+def _tell(restored: Sequence[Restored], progress: Progress) -> None:
+    """Say which images are there although another one failed, and what became zeros in them."""
+    for image in restored:
+        progress.warn(f"{image.path} is complete.")
+        for gap in image.gaps:
+            progress.warn(gap.told_of(image.alias))
 
 
 def _purpose(point: Manifest) -> str:

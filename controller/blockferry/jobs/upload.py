@@ -45,6 +45,10 @@ class Gap(msgspec.Struct, frozen=True):
     length: int
     reason: str
 
+    def told_of(self, alias: str) -> str:
+        """Return it as a sentence about a disk."""
+        return f"Disk {alias}: bytes {self.start} to {self.start + self.length} are zeros. {self.reason}"
+
 
 class Terms(NamedTuple):
     """

@@ -253,6 +253,19 @@ class Repository:
         """Open a disk of a recovery point for reading. Raises NotFound, Damaged, RepositoryError."""
         return DiskReader(read_index(self._store, point, disk_id), self._chunks())
 
+    def check_disk(self, point: Manifest, disk_id: str, chunks: bool = True) -> None:
+        """
+        Raise Damaged when it is known that a disk cannot be read: when its index cannot, or, with `chunks`, when it
+        needs one that a verification marked, and that is damaged still. No other content is read.
+
+        Raises NotFound, RepositoryError, too.
+        """
+        found = self._chunks(marks.all_of(self._store))
+        reader = DiskReader(read_index(self._store, point, disk_id), found)
+        for entry in reader.entries(0, reader.size):
+            if chunks and found.is_damaged(entry.chunk):
+                reader.chunk(entry.chunk)
+
     def ovf(self, point: Manifest) -> str:
         """Return the VM's configuration as it was. Raises NotFound when the point has none, Damaged."""
         if point.ovf is None:

@@ -212,7 +212,7 @@ def test_a_damaged_chunk(scene: Scene) -> None:
         refused = scene.restore("--new-disk")
         scene.assert_says(refused, 9, rf"{damaged.name}")
         result = scene.operator.run("restore", scene.vm.name, "latest", "--new-disk", "--skip-damaged", "--json")
-        scene.assert_says(result, 9, "could not be read in the repository, and are zeros now")
+        scene.assert_says(result, 9, "could not be read in the repository: there are zeros now")
         (gap,) = (gap for disk in result.document["disks"] for gap in disk["gaps"])
         assert damaged.name in gap["reason"]
         assert 0 < gap["length"] <= MiB
@@ -222,8 +222,33 @@ def test_a_damaged_chunk(scene: Scene) -> None:
         )
         scene.assert_says(images, 9, "1 range could not be read")
         assert [gap for image in images.document for gap in image["gaps"]] == [gap]
+        # What is known to be damaged is met before a disk of the VM is touched.
+        scene.assert_says(scene.operator.run("verify", scene.vm.name), 9, "1 stored object is damaged")
+        in_place = scene.restore("--in-place")
+        scene.assert_says(in_place, 9, damaged.name)
+        assert "restoring" not in in_place.errors
     finally:
         damaged.write_bytes(content)
+
+
+def test_a_restore_in_place_that_is_killed_while_it_asks(scene: Scene, images: dict[str, Path]) -> None:
+    """Nobody knows whose transfer it is that locks the disk, so it is named."""
+    scene.lab.engine.faults.delay("/imagetransfers", 5)
+    with Held(scene.operator.start("restore", scene.vm.name, "latest", "--in-place")) as held:
+        records = scene.operator.directory / "state" / "restoring"
+        held.wait_until(lambda: len(list(records.glob("*.json"))) == 2)
+        held.process.kill()
+        held.end()
+    scene.lab.engine.faults.reset()
+    processes.wait_for("the transfers", lambda: len(scene.open_transfers()) == 2)
+    named = scene.restore("--in-place")
+    for transfer in scene.open_transfers():
+        assert f"is locked by transfer {transfer.id}" in named.errors
+        scene.engine.image_transfers_service().image_transfer_service(transfer.id).finalize()
+    processes.wait_for("their end", lambda: not scene.open_transfers())
+    scene.assert_says(scene.restore("--in-place"), 0)
+    for disk_id, image in images.items():
+        scene.assert_holds(disk_id, image)
 
 
 def test_there_is_no_such_thing(scene: Scene) -> None:
