@@ -51,35 +51,37 @@ __all__ = [
 WINDOW = 256 * KiB
 
 
+@pytest.fixture
+def new_url(s3: Service) -> str:
+    return f"s3://{s3.new_bucket()}/r"
+
+
 @pytest.fixture(params=["plain", "encrypted"])
-def repository(request: pytest.FixtureRequest, s3: Service) -> Repository:
+def repository(request: pytest.FixtureRequest, new_url: str) -> Repository:
     secret = KeyFile(b"k" * 32) if request.param == "encrypted" else None
-    return Repository.init(f"s3://{s3.new_bucket()}/r", WINDOW, secret=secret)
+    return Repository.init(new_url, WINDOW, secret=secret)
 
 
-def test_a_repository_in_a_bucket_is_made_once(s3: Service) -> None:
-    url = f"s3://{s3.new_bucket()}/r"
-    made = Repository.init(url, WINDOW)
+def test_a_repository_in_a_bucket_is_made_once(new_url: str) -> None:
+    made = Repository.init(new_url, WINDOW)
     with pytest.raises(errors.Conflict, match="already"):
-        Repository.init(url)
+        Repository.init(new_url)
     with pytest.raises(errors.Conflict, match="already"):
-        Repository.init(url, secret=KeyFile(bytes(32)))
-    assert Repository.open(url).settings == made.settings
+        Repository.init(new_url, secret=KeyFile(bytes(32)))
+    assert Repository.open(new_url).settings == made.settings
 
 
-def test_of_several_that_make_a_repository_one_succeeds(s3: Service) -> None:
-    url = f"s3://{s3.new_bucket()}/r"
-
+def test_of_several_that_make_a_repository_one_succeeds(new_url: str) -> None:
     def make(number: int) -> Repository | None:
         try:
-            return Repository.init(url, WINDOW, secret=KeyFile(bytes([number]) * 32))
+            return Repository.init(new_url, WINDOW, secret=KeyFile(bytes([number]) * 32))
         except errors.Conflict:
             return None
 
     with ThreadPoolExecutor(4) as threads:
         made = [repository for repository in threads.map(make, range(4)) if repository is not None]
     assert len(made) == 1
-    keyring = [Keyring.open(url, KeyFile(bytes([number]) * 32)) for number in range(4) if _opens(url, number)]
+    keyring = [Keyring.open(new_url, KeyFile(bytes([number]) * 32)) for number in range(4) if _opens(new_url, number)]
     assert [len(keys.list()) for keys in keyring] == [1], "the others' keys are gone"
 
 
@@ -91,7 +93,7 @@ def _opens(url: str, number: int) -> bool:
     return True
 
 
-def test_a_scratch_repository_leaves_nothing(repository: Repository, s3: Service) -> None:
+def test_a_scratch_repository_leaves_nothing(repository: Repository) -> None:
     image = os.urandom(2 * WINDOW)
     images.full(repository, image)
     before = sorted(found.name for found in repository._store.listing("chunks"))
