@@ -12,7 +12,7 @@ from blockferry.repository import store as stores
 from blockferry.repository.store import Store
 from tests.component import azurite, test_bucket_repository, test_buckets
 from tests.component.test_bucket_repository import (
-    repository,
+    garbage,
     test_a_bucket_is_collected,
     test_a_repository_in_a_bucket_is_made_once,
     test_of_several_that_make_a_repository_one_succeeds,
@@ -20,7 +20,7 @@ from tests.component.test_bucket_repository import (
 )
 
 __all__ = [
-    "repository",
+    "garbage",
     "test_a_bucket_is_collected",
     "test_a_repository_in_a_bucket_is_made_once",
     "test_of_several_that_make_a_repository_one_succeeds",
@@ -43,6 +43,12 @@ def new_url(service: azurite.Service, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in service.environment.items():
         monkeypatch.setenv(name, value)
     return f"az://{service.new_container()}/backups/here"
+
+
+@pytest.fixture
+def repository(new_url: str) -> Repository:
+    """Not encrypted: that is done before a store sees anything."""
+    return Repository.init(new_url, test_bucket_repository.WINDOW)
 
 
 @pytest.fixture
