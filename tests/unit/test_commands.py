@@ -236,7 +236,7 @@ def test_damage(own_site: Site) -> None:
 
     done = own_site.run("restore", "web", "--to", str(own_site.directory / "restored"), "--skip-damaged", "--json")
     assert done.status == 9
-    assert "could not be read in the repository, and are zeros now" in done.errors
+    assert "could not be read in the repository: there are zeros now" in done.errors
     (image,) = json.loads(done.output)
     gaps = [(gap["start"], gap["length"]) for gap in image["gaps"]]
     assert gaps

@@ -662,6 +662,7 @@ def test_a_manifest_in_another_format_is_refused_and_new_fields_are_not() -> Non
         (["disks", 0, "id"], images.DISK + "\n"),
         (["disks", 0, "index", "blake3"], "0" * 64 + "\n"),
         (["disks", 0, "size"], -1),
+        (["disks", 0, "size"], 2**63),
     ],
 )
 def test_a_manifest_with_values_that_cannot_be_is_damaged(path: list[str | int], value: object) -> None:

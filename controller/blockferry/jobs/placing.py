@@ -12,6 +12,7 @@ an upload that is cancelled takes its disk with it, while one that is finalized 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -292,7 +293,8 @@ class _Job:
             # Block storage has no thin raw disks.
             sparse=not raw or domain.is_file,
             storage_domain_id=domain.id,
-            description=f"Restored by Blockferry from {self._point.id}",
+            # By the last word it is told from one that another controller makes of the same point, with the same id.
+            description=f"Restored by Blockferry from {self._point.id}, {secrets.token_hex(4)}",
         )
 
     def _leave(self, made: Sequence[tuple[engine.NewDisk, Record]]) -> None:

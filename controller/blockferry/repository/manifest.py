@@ -21,7 +21,8 @@ FORMAT: Final = 1
 MAX_ENCODED = 16 * MiB
 """Bytes."""
 
-Length = Annotated[int, msgspec.Meta(ge=0)]
+# No file and no disk is longer.
+Length = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 # Python's $ would let a line end behind it through.
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Uuid = Annotated[str, msgspec.Meta(pattern=rf"^{layout.UUID}\Z")]
