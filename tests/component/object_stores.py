@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from email.utils import formatdate
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -106,6 +108,42 @@ def status(number: int, code: str) -> Fault:
         return answer
 
     return instead
+
+
+def passing(service: Answer) -> Answer:
+    """No fault: so that a later request meets one."""
+    return service
+
+
+def refused_keys(code: str) -> Fault:
+    """Return the fault of a request that deletes many: it succeeds, and says in its answer that none was deleted."""
+
+    def instead(service: Answer) -> Answer:
+        def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            asked = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            refused = b"".join(
+                b"<Error><Key>%s</Key><Code>%s</Code><Message>A test said so.</Message></Error>" % (key, code.encode())
+                for key in re.findall(b"<Key>([^<]*)</Key>", asked)
+            )
+            start_response("200 OK", [("Content-Type", "application/xml")])
+            return [b"<DeleteResult>%s</DeleteResult>" % refused]
+
+        return answer
+
+    return instead
+
+
+def truncated(service: Answer) -> Answer:
+    """The connection breaks in the middle of the content."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response(
+            "200 OK", [("Content-Length", "100"), ("ETag", '"x"'), ("Last-Modified", formatdate(usegmt=True))]
+        )
+        yield b"x" * 50
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+
+    return answer
 
 
 def lost_request(service: Answer) -> Answer:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,14 +19,27 @@ from blockferry.repository.chunks import Chunks
 from blockferry.repository.store import Store, bucket, profile
 from blockferry.repository.store.bucket import Bucket, Patience
 from blockferry_agent.units import KiB
-from tests.component.object_stores import Service, hanging, lost_answer, lost_request, serving, status
+from tests.component.object_stores import (
+    Fault,
+    Service,
+    hanging,
+    lost_answer,
+    lost_request,
+    passing,
+    refused_keys,
+    serving,
+    status,
+    truncated,
+)
 from tests.unit import repository_images as images
 from tests.unit.test_repository_store import (
     test_a_batch_puts_its_last_object,
+    test_a_listing_tells_length_and_time,
     test_a_new_object_is_made_once,
     test_an_object_longer_than_expected_is_damaged,
     test_deleting_twice_is_no_error,
     test_forgetting_loses_nothing,
+    test_many_are_deleted_and_what_is_not_there_is_no_error,
     test_names_are_those_of_a_folder,
     test_of_several_that_make_an_object_one_succeeds,
     test_what_is_there_is_told,
@@ -35,10 +50,12 @@ from tests.unit.test_repository_store import (
 # The contract, here with a bucket for its `store`.
 __all__ = [
     "test_a_batch_puts_its_last_object",
+    "test_a_listing_tells_length_and_time",
     "test_a_new_object_is_made_once",
     "test_an_object_longer_than_expected_is_damaged",
     "test_deleting_twice_is_no_error",
     "test_forgetting_loses_nothing",
+    "test_many_are_deleted_and_what_is_not_there_is_no_error",
     "test_names_are_those_of_a_folder",
     "test_of_several_that_make_an_object_one_succeeds",
     "test_what_is_there_is_told",
@@ -69,13 +86,17 @@ def quick(url: str) -> Bucket:
 # What is tried again, and with what end.
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [status(500, "InternalError"), status(503, "SlowDown"), status(429, "TooManyRequests"), lost_request, lost_answer],
-    ids=["500", "503", "429", "lost request", "lost answer"],
-)
-def test_what_passes_is_not_noticed(s3: Service, store: Store, fault: object) -> None:
-    assert callable(fault)
+PASSING = {
+    "500": status(500, "InternalError"),
+    "503": status(503, "SlowDown"),
+    "429": status(429, "TooManyRequests"),
+    "lost request": lost_request,
+    "lost answer": lost_answer,
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_what_passes_is_not_noticed(s3: Service, store: Store, fault: Fault) -> None:
     s3.fail(fault, times=2)
     store.put("a/b", b"1")
     s3.fail(fault, times=2)
@@ -85,6 +106,47 @@ def test_what_passes_is_not_noticed(s3: Service, store: Store, fault: object) ->
     s3.fail(fault, times=2)
     store.delete("a/b")
     assert not store.holds("a/b")
+
+
+def test_what_passes_is_not_noticed_in_the_midst_of_many(s3: Service, store: Store) -> None:
+    """More than one request lists, or deletes: the second one meets the fault."""
+    names = [f"many/{number:04}" for number in range(1001)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: store.put(name, b""), names))
+    for fault in PASSING.values():
+        s3.fail(passing, fault)
+        assert [found.name for found in store.listing("many")] == names
+    for fault in PASSING.values():
+        s3.fail(fault, passing, fault)
+        store.delete_all(names)
+        assert list(store.listing("many")) == []
+        store.put(names[-1], b"")
+
+
+def test_a_delete_of_many_that_is_refused_for_some_is_told(s3: Service, store: Store) -> None:
+    store.put("a", b"")
+    s3.fail(refused_keys("AccessDenied"))
+    with pytest.raises(errors.RepositoryError, match=r"cannot be deleted: access is denied"):
+        store.delete_all(["a"])
+    assert store.holds("a")
+    # Which may pass.
+    s3.fail(refused_keys("InternalError"))
+    store.delete_all(["a"])
+    assert not store.holds("a")
+
+
+def test_content_that_breaks_off_is_asked_for_again_or_told(s3: Service, store: Store) -> None:
+    store.put("a", b"content")
+    s3.fail(truncated)
+    with contextlib.suppress(errors.RepositoryError):
+        assert store.get("a", 1000) == b"content"
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_of_a_new_object_what_passes_is_not_noticed(s3: Service, store: Store, fault: Fault) -> None:
+    s3.fail(fault, times=2)
+    store.put_new("a", b"mine")
+    assert store.get("a", 10) == b"mine"
 
 
 def test_an_object_that_was_made_and_not_acknowledged_is_ours(s3: Service, store: Store) -> None:

@@ -151,9 +151,15 @@ class Bucket:
     def delete_all(self, names: Iterable[str]) -> None:
         """See `Store.delete_all`."""
         at_once = list(names)
-        if at_once:
+        if not at_once:
+            return
+        try:
             with faults.of_a_bucket(f"Objects in {self.url} cannot be deleted"):
                 self._store.delete(at_once)
+        except errors.NotFound:
+            # S3 does not mind one that is gone; Azure and Google do, and some of the others may be there still.
+            for name in at_once:
+                self.delete(name)
 
     def remove_unfinished(self, before: float) -> list[Listed]:
         """See `Store.remove_unfinished`. A bucket has nothing that is unfinished: nothing is put in parts."""
@@ -168,7 +174,7 @@ class Bucket:
         """Delete everything below the URL. Raises RepositoryError."""
         with faults.of_a_bucket(f"{self.url} cannot be cleared"):
             for objects in self._store.list():
-                self._store.delete([found["path"] for found in objects])
+                self.delete_all(found["path"] for found in objects)
 
     def _is(self, name: str, data: bytes) -> bool:
         try:
