@@ -233,11 +233,32 @@ def test_verify_advises_what_can_help(site: Site) -> None:
     assert site.listed() == [third]
 
 
+def test_a_point_that_cannot_be_read_is_not_said_to_be_nowhere(site: Site) -> None:
+    *others, last = site.points
+    for point in others:
+        Path(site.url, layout.manifest(images.VM.id, point.id)).write_bytes(b"{")
+        done = site.run("show", "web", point.id)
+        assert done.status == 9
+        assert f"`blockferry delete {images.VM.id} {point.id} --unreadable`" in done.errors
+    Path(site.url, layout.manifest(images.VM.id, last.id)).write_bytes(b"{")
+    done = site.run("show", images.VM.id)
+    assert done.status == 9
+    assert f"No recovery point of VM {images.VM.id} can be read." in done.errors
+
+
+def test_a_mistake_is_told_to_machines_too(site: Site) -> None:
+    done = site.run("prune", "web", "--json")
+    assert done.status == 2
+    error = json.loads(done.output)["error"]
+    assert error["kind"] == "UsageError"
+    assert error["message"].startswith("This policy would keep nothing.")
+
+
 def test_a_point_that_cannot_be_read_can_be_given_up(site: Site) -> None:
     first = site.points[0]
     Path(site.url, layout.manifest(images.VM.id, first.id)).write_bytes(b"{")
     assert site.run("collect", "-q").status == 6
-    assert site.run("delete", "web", first.id).status == 5
+    assert site.run("delete", "web", first.id).status == 9
     assert site.run("delete", images.VM.id, site.points[1].id, "--unreadable").status == 5
     assert "is gone for good" in site.run("delete", images.VM.id, first.id, "--unreadable").output
     site.age()

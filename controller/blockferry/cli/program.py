@@ -87,6 +87,8 @@ def _run() -> int:
         return program.main(prog_name="blockferry", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
+        if machine:
+            output.as_json({"error": {"kind": "UsageError", "message": error.format_message(), "hint": ""}})
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         stopped = errors.Interrupted("Stopped by a signal.")

@@ -19,7 +19,8 @@ def points(repository: Repository, vm: str | None) -> list[Manifest]:
 
     A VM that was renamed is found by each name it had, with all of its points.
 
-    Raises NotFound when there are none of that VM, Ambiguous when several VMs have that name.
+    Raises NotFound when there are none of that VM, Damaged when none of them can be read, Ambiguous when several VMs
+    have that name.
     """
     return _points(repository, vm)[0]
 
@@ -28,7 +29,7 @@ def point(repository: Repository, vm: str, name: str) -> Manifest:
     """
     Return the recovery point of a VM that `name` means: an id, the first characters of one, or "latest".
 
-    Raises NotFound, Ambiguous, and Damaged when the latest one cannot be read.
+    Raises NotFound, Ambiguous, and Damaged when that one, or the latest, cannot be read.
     """
     return named(repository, vm, [name])[0]
 
@@ -51,6 +52,9 @@ def _point(own: Sequence[Manifest], unreadable: Sequence[Unreadable], vm: str, n
         return own[0]
     found = [candidate for candidate in own if candidate.id.startswith(name)]
     if not found:
+        for lost in unreadable:
+            if lost.vm_id == own[0].vm.id and lost.point_id.startswith(name):
+                raise errors.Damaged(lost.reason)
         raise errors.NotFound(f"VM {vm} has no recovery point {name}.", f"See `blockferry list {vm}`.")
     if len(found) > 1:
         raise errors.Ambiguous(f"{len(found)} recovery points of VM {vm} begin with {name}.", "Write more of the id.")
@@ -64,6 +68,8 @@ def _points(repository: Repository, vm: str | None) -> tuple[list[Manifest], lis
         _log.warning("%s", lost.reason)
     if vm is None:
         return found, unreadable
+    if any(lost.vm_id == vm for lost in unreadable) and not any(point.vm.id == vm for point in found):
+        raise errors.Damaged(f"No recovery point of VM {vm} can be read.", "The warnings above say what can be done.")
     vm_id = _vm_id(found, vm)
     return [point for point in found if point.vm.id == vm_id], unreadable
 
