@@ -166,7 +166,7 @@ def _look_at_the_vm(settings: Settings, point: Manifest) -> None:
             said = disk.skipped or (
                 f"{output.size(disk.compared)} are as they were; {output.size(disk.changed)} have changed since."
                 if not disk.drift
-                else f"{len(disk.drift)} ranges differ, and have not changed:"
+                else f"{output.count(len(disk.drift), 'range')} with other content, although no change was recorded:"
             )
             output.line(f"{disk.alias}: {said}")
             for place in disk.drift:
@@ -175,7 +175,7 @@ def _look_at_the_vm(settings: Settings, point: Manifest) -> None:
         output.failed(
             errors.Damaged(
                 f"{output.size(found.total)} of VM {found.vm_name} are not what recovery point {found.point_id} has.",
-                "Run `blockferry backup VM --full`, which reads everything and stores what differs; and look for what "
-                "wrote to the disks past the VM, or for storage that fails.",
+                f"Run `blockferry backup {found.vm_name} --full`, which reads everything and stores what differs; and "
+                "look for what wrote to the disks past the VM, or for storage that fails.",
             )
         )
