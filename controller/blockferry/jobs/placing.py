@@ -361,12 +361,13 @@ class _Job:
                     # Whatever happens, the disk is kept: else the engine would remove it.
                     with self._writing(target, True, opened) as transfer:
                         placed = self._write(disk, target.id, transfer, stop, only_differences=True)
-                except BaseException:
+                except BaseException as error:
                     if disk.id in begun:
                         self._progress.warn(
                             f"Disk {disk.alias} may be neither what it was nor what it shall be: restore it again."
                         )
-                    else:
+                    elif isinstance(error, errors.Error) and not isinstance(error, errors.EngineUnreachable):
+                        # The engine has refused; otherwise there may be a transfer that nobody knows of.
                         record.ended()
                     raise
                 record.ended()
@@ -381,7 +382,7 @@ class _Job:
             _tell_gaps(ended, self._progress)
             for disk in self.disks:
                 if disk.id not in begun:
-                    self._progress.warn(f"Disk {disk.alias} is as it was before: nothing was written to it.")
+                    self._progress.warn(f"Disk {disk.alias}: this restore has written nothing to it.")
             raise
 
     # Both.
